@@ -1,0 +1,1 @@
+"""Detection metrics, the before/after proof by retraining, and the report."""

@@ -1,0 +1,141 @@
+"""What every estimator shares: one call that turns (task, data, target) into one score per sample."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robust_if.checkpoints import Checkpoint
+from robust_if.data import Samples, as_samples
+from robust_if.scores import Scores, Units
+from robust_if.sweep import Sweep, fingerprint
+from robust_if.targets import Target
+from robust_if.task import Batch, Params, Task
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scoring run at one state of the model."""
+
+    task: Task
+    train: Samples
+    samples: Samples
+    target: Target | None
+    sweep: Sweep
+    name: str
+
+    @property
+    def params(self) -> Params:
+        """The task's parameters."""
+        return self.task.params()
+
+    def map(self, function: Any, *settings: object) -> NDArray[np.float64]:
+        """``function: Batch -> (B,)`` of every sample, ``(n,)``; resumes where the sweep keeps its parts."""
+        mark = ""
+        if self.sweep.directory is not None:
+            held_out = self.target.held_out if self.target else ()
+            mark = fingerprint(self.task.model.state_dict(), self.samples, self.name, settings, [fingerprint({}, data) for data in held_out])
+        like = next(self.task.model.parameters())
+        return self.sweep.map(function, self.samples, like, name=self.name, fingerprint=mark).numpy()
+
+    def probe(self) -> Batch:
+        """A few samples on the model's device, on which layer rules are verified."""
+        from robust_if.data import to
+
+        return to(self.samples.batch(slice(0, 4)), next(self.task.model.parameters()))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an estimator gives for one job: values ``(n,)``, members ``(k, n)`` of an ensemble, and notes for the provenance."""
+
+    values: NDArray[np.float64]
+    members: NDArray[np.float64] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Estimator(ABC):
+    """Turns a task, training data and a target into one score per sample; positive = harmful.
+
+    Subclasses are frozen dataclasses whose fields are the hyper-parameters, and give ``name`` and ``estimate``.
+    """
+
+    units: ClassVar[Units] = "rank"
+    #: Whether the estimator looks at a target; the cheapest baselines do not.
+    needs_target: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Short name for tables and files, such as ``"ip"``."""
+
+    @abstractmethod
+    def estimate(self, job: Job) -> Result:
+        """The scores at one state of the model."""
+
+    def score(
+        self,
+        task: Task,
+        train: Any,
+        *,
+        target: Target | None = None,
+        checkpoints: Sequence[Checkpoint] = (),
+        samples: Any = None,
+        sweep: Sweep = Sweep(),  # noqa: B008 - frozen
+    ) -> Scores:
+        """One score per sample; positive: leaving the sample out is predicted to lower the target.
+
+        Args:
+            task: the model, in evaluation mode, and its loss.
+            train: training data, ``Samples``, ``(X, y)`` or a map-style data set.
+            target: what should become lower; estimators that look at no target ignore it.
+            checkpoints: states of the model; scores are summed with the checkpoints' weights (TracIn). The model's own state by default.
+            samples: what is scored, where it is not ``train`` itself: candidates for the training set, or other labels.
+            sweep: batch size, progress, and where parts are kept to resume.
+
+        Returns:
+            Scores ``(n,)`` in the order of ``samples``.
+
+        Raises:
+            ValueError: if the estimator needs a target and none is given.
+        """
+        if self.needs_target and target is None:
+            raise ValueError(f"target: {type(self).__name__} needs a target, such as Utility(valid)")
+        begin = time.perf_counter()
+        data = as_samples(train)
+        scored = data if samples is None else as_samples(samples)
+        tasks = [task.at(checkpoint.state) for checkpoint in checkpoints] or [task]
+        weights = torch.tensor([checkpoint.weight for checkpoint in checkpoints] or [1.0], dtype=torch.float64).numpy()
+        suffix = f"-{target.name}" if target and self.needs_target else ""
+        results = [
+            self.estimate(Job(each, data, scored, target, sweep, f"{self.name}{suffix}" + (f"-{k}" if len(tasks) > 1 else "")))
+            for k, each in enumerate(tasks)
+        ]
+        members = [result.members for result in results if result.members is not None]
+        return Scores(
+            values=sum((w * result.values for w, result in zip(weights, results, strict=True)), np.zeros(len(scored))),
+            ids=scored.ids,
+            estimator=self.name,
+            target=target.name if target and self.needs_target else "",
+            units=self.units,
+            members=sum((w * m for w, m in zip(weights, members, strict=True)), np.zeros(1)) if members else None,
+            provenance={"estimator": repr(self), "seconds": time.perf_counter() - begin, "torch": torch.__version__, **results[-1].notes},
+        )
+
+
+def inner(a: Params, b: Params) -> Tensor:
+    """⟨a, b⟩ over all parameters, a scalar."""
+    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
+
+
+def with_sweep(job: Job, name: str) -> Job:
+    """The same job under another name, so that its parts are kept apart."""
+    return replace(job, name=f"{job.name}-{name}")

@@ -1,0 +1,75 @@
+"""Derivatives of per-sample losses: the only file that calls autograd, besides the layer rules in ``layers.py``.
+
+Costs are counted in forward passes over the data (F): one directional derivative of all samples costs about 1.3 F by forward mode and never
+holds a per-sample gradient.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
+
+from robust_if.task import Batch, Params, Task
+
+logger = logging.getLogger(__name__)
+_said: set[str] = set()
+
+
+def gradient(function: Callable[[Params], Tensor], params: Params) -> Params:
+    """Gradient of a scalar function of the parameters, detached; zero where the function does not depend on one."""
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    with torch.enable_grad():
+        grads = torch.autograd.grad(function(leaves), list(leaves.values()), allow_unused=True)
+    return {name: torch.zeros_like(leaf) if grad is None else grad for (name, leaf), grad in zip(leaves.items(), grads, strict=True)}
+
+
+def directional(task: Task, params: Params, batch: Batch, direction: Params) -> Tensor:
+    """⟨∇ℓᵢ(θ), v⟩ for every sample of the batch, shape ``(B,)``.
+
+    By forward mode (``torch.func.jvp``), exact to rounding. Attention is evaluated by the math kernel, since the fused ones have no forward rule;
+    where another operation has none, per-sample gradients are taken instead, and the log says so once.
+
+    Args:
+        direction: v, with the shapes of ``params``.
+    """
+
+    def losses(p: Params) -> Tensor:
+        return task.losses(p, batch)
+
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            products: Tensor = torch.func.jvp(losses, (params,), (direction,))[1]
+            return products
+    except (NotImplementedError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        _say_once(f"no forward-mode rule ({str(error).splitlines()[0][:120]}); taking per-sample gradients instead, which is slower")
+    grads = per_sample(task, params, batch)
+    return torch.stack([(grads[name].flatten(1) @ direction[name].flatten()) for name in params]).sum(0)
+
+
+def per_sample(task: Task, params: Params, batch: Batch, names: Iterable[str] | None = None) -> Params:
+    """Gradients of every sample's loss, ``(B, *shape)`` by name. Memory B · p: the reference, and the fallback where no layer rule exists.
+
+    Args:
+        names: the parameters to differentiate; all of ``params`` by default.
+    """
+
+    def loss(p: Params, sample: Batch) -> Tensor:
+        return task.losses({**params, **p}, tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, sample))[0]
+
+    chosen = params if names is None else {name: params[name] for name in names}
+    with sdpa_kernel(SDPBackend.MATH):
+        grads: Params = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="error")(chosen, batch)
+    return grads
+
+
+def _say_once(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        logger.warning(message)

@@ -1,0 +1,143 @@
+"""A model with its per-sample loss, as a function of the parameters.
+
+Everything in robust-if differentiates ``task.losses(params, batch)``. The user's module is never changed: parameters are arguments
+(``torch.func.functional_call``), and a training step works on a copy.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_flatten
+
+Params = dict[str, Tensor]
+Batch = Any
+Model = Callable[..., Any]
+
+
+def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of every sample, shape ``(B,)``; ``batch`` is ``(x, y)`` with integer labels ``y`` of shape ``(B,)``."""
+    return nn.functional.cross_entropy(outputs, batch[1], reduction="none")
+
+
+def first_input(model: Model, batch: Batch) -> Tensor:
+    """The model applied to the first element of the batch."""
+    outputs: Tensor = model(batch[0])
+    return outputs
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A model, its per-sample loss, and which of its parameters count.
+
+    Args:
+        model: a module in evaluation mode. Score a copy that is frozen: batch normalisation and dropout then act the same on every batch.
+        loss: ``(outputs, batch) -> (B,)``, one loss per sample; cross-entropy on ``(x, y)`` by default.
+        forward: ``(model, batch) -> outputs``; ``model(batch[0])`` by default. ``model`` is a callable with the parameters bound.
+        parameters: shell-style patterns of the parameter names that are differentiated, for example ``"fc.*"`` or ``("*lora_A*",)``.
+
+    Raises:
+        ValueError: if the model is in training mode, or a pattern matches no parameter.
+    """
+
+    model: nn.Module
+    loss: Callable[[Any, Batch], Tensor] = cross_entropy
+    forward: Callable[[Model, Batch], Any] = first_input
+    parameters: str | tuple[str, ...] = "*"
+
+    def __post_init__(self) -> None:
+        training = [name or type(module).__name__ for name, module in self.model.named_modules() if module.training]
+        if training:
+            raise ValueError(
+                f"model: expected a module in evaluation mode, got one in training mode ({training[0]}); call model.eval() first, "
+                "otherwise dropout and batch statistics make the score of a sample depend on its batch"
+            )
+        names = [name for name, _ in self.model.named_parameters()]
+        for pattern in self.patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(f"parameters: the pattern {pattern!r} matches none of the model's {len(names)} parameters, such as {names[:5]}")
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The name patterns as a tuple."""
+        return (self.parameters,) if isinstance(self.parameters, str) else tuple(self.parameters)
+
+    def params(self) -> Params:
+        """The parameters that count, detached, by name; they share memory with the model."""
+        return {
+            name: value.detach()
+            for name, value in self.model.named_parameters()
+            if any(fnmatchcase(name, pattern) for pattern in self.patterns)
+        }
+
+    def outputs(self, params: Params, batch: Batch) -> Any:
+        """What the model returns for ``batch`` at ``params``; parameters and buffers that are not given are the model's own."""
+
+        def model(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(self.model, params, args, kwargs)
+
+        return self.forward(model, batch)
+
+    def losses(self, params: Params, batch: Batch) -> Tensor:
+        """One loss per sample, shape ``(B,)``.
+
+        Raises:
+            ValueError: if the loss function returns anything but one value per sample.
+        """
+        losses = self.loss(self.outputs(params, batch), batch)
+        if losses.ndim != 1 or len(losses) != batch_length(batch):
+            raise ValueError(
+                f"loss: expected one loss per sample, shape ({batch_length(batch)},), got shape {tuple(losses.shape)}; "
+                "use reduction='none' and sum or average over the positions of a sample, never over samples"
+            )
+        return losses
+
+    def at(self, state: Mapping[str, Tensor]) -> Task:
+        """The same task with a copy of the model that holds ``state`` (parameters and buffers by name)."""
+        model = copy.deepcopy(self.model)
+        check_state(model, state)
+        model.load_state_dict(dict(state), strict=False)
+        return replace(self, model=model)
+
+    def reset(self, seed: int) -> Task:
+        """The same task with a copy of the model whose parameters are drawn afresh by the modules' own ``reset_parameters``.
+
+        Raises:
+            ValueError: if a module holds parameters but cannot draw them; give it a method ``reset_parameters``.
+        """
+        model = copy.deepcopy(self.model)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for name, module in model.named_modules():
+                draw = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+                if draw is not None:
+                    draw()
+                elif next(module.parameters(recurse=False), None) is not None:
+                    raise ValueError(f"model: {name or type(module).__name__} has parameters but no reset_parameters(), so it cannot start afresh")
+        return replace(self, model=model)
+
+
+def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise a ``ValueError`` that names the first entry of ``state`` which the model does not have, or has in another shape."""
+    own = model.state_dict()
+    for name, value in state.items():
+        if name not in own:
+            raise ValueError(f"checkpoint: it holds {name!r}, which the model does not have; the model has {list(own)[:5]} …")
+        if own[name].shape != value.shape:
+            raise ValueError(f"checkpoint: {name!r} has shape {tuple(value.shape)}, the model expects {tuple(own[name].shape)}")
+
+
+def batch_length(batch: Batch) -> int:
+    """Number of samples in a batch: the length of its first tensor, in any nesting of tuples, lists and mappings."""
+    leaves, _ = tree_flatten(batch)
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            return len(leaf)
+    raise ValueError(f"batch: expected at least one tensor, got {type(batch).__name__}")

@@ -1,0 +1,227 @@
+"""The reference recipe: (task, data, weights, seed) -> checkpoints.
+
+Every evaluation retrains by the same recipe, so that a difference in accuracy comes from the data. The order of epoch e depends on the seed and
+e alone; a run that was interrupted and resumed therefore ends in the same parameters as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from robust_if.checkpoints import Checkpoint
+from robust_if.data import Samples, as_samples, to
+from robust_if.sweep import Progress, fingerprint, silent
+from robust_if.task import Batch, Task, check_state
+
+logger = logging.getLogger(__name__)
+
+Augment = Callable[[Batch, torch.Generator], Batch]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained.
+
+    Args:
+        epochs: passes over the samples with non-zero weight.
+        lr: peak learning rate.
+        optimizer: SGD with ``momentum``, or AdamW.
+        weight_decay: as the optimiser defines it.
+        batch_size: samples per step.
+        schedule: ``"cosine"`` to zero, ``"step"`` (x 0.1 at one half and three quarters), or ``"constant"``; per epoch.
+        keep: how many checkpoints are kept, evenly spaced, the last one among them; their weights are the learning rates (TracIn).
+        accuracy: stop at the first epoch whose running training accuracy reaches it, for example 0.99 to train until labels are memorised.
+        augment: ``(batch, generator) -> batch``, applied to every training batch.
+        seed: order of the samples, and dropout.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    epochs: int = 20
+    lr: float = 0.05
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 64
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    keep: int = 1
+    accuracy: float | None = None
+    augment: Augment | None = field(default=None, repr=False)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.lr <= 0:
+            raise ValueError(f"lr: expected a positive number, got {self.lr}")
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 0."""
+        if self.schedule == "constant":
+            return self.lr
+        if self.schedule == "step":
+            return self.lr * 0.1 ** sum(epoch >= share * self.epochs for share in (0.5, 0.75))
+        return self.lr * 0.5 * (1 + float(np.cos(np.pi * epoch / self.epochs)))
+
+    def kept(self) -> frozenset[int]:
+        """The epochs after which a checkpoint is kept."""
+        return frozenset(round((i + 1) * self.epochs / self.keep) - 1 for i in range(self.keep))
+
+
+def train(
+    task: Task,
+    data: Samples,
+    recipe: Recipe,
+    *,
+    weights: ArrayLike | None = None,
+    directory: Path | None = None,
+    progress: Progress = silent,
+) -> list[Checkpoint]:
+    """Train a copy of the task's model from its present parameters, and return checkpoints, the last one last.
+
+    The loss of an epoch is Σ wᵢ ℓᵢ / Σ wᵢ over each batch; samples of weight 0 are left out altogether, so they reach no batch statistics either.
+
+    Args:
+        task: model and loss; only the parameters that the task names are trained.
+        data: training samples.
+        weights: ``(n,)`` non-negative sample weights; 1 by default.
+        directory: where the state is saved after every epoch, so that the same call resumes there.
+        progress: wraps the loop over epochs.
+
+    Raises:
+        ValueError: if the weights do not fit the data, or the loss stops being finite.
+    """
+    data = as_samples(data)
+    w = _weights(weights, len(data))
+    kept = np.flatnonzero(w)
+    samples, w = data.take(kept), w[kept]
+    model = copy.deepcopy(task.model)
+    trained = {name: value for name, value in model.named_parameters() if name in task.params()}
+    for name, value in model.named_parameters():
+        value.requires_grad_(name in trained)
+    optimizer = _optimizer(recipe, list(trained.values()))
+    state = _Resume(directory, fingerprint(task.model.state_dict(), samples, recipe, w.tolist()) if directory else "")
+    checkpoints, start = state.load(model, optimizer)
+    with torch.random.fork_rng():
+        for epoch in progress(range(start, recipe.epochs), "train"):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(epoch)
+            accuracy = _epoch(task, model, samples, torch.from_numpy(w), recipe, epoch, optimizer)
+            done = recipe.accuracy is not None and accuracy >= recipe.accuracy
+            if epoch in recipe.kept() or done:
+                checkpoints.append(Checkpoint.of(model, recipe.rate(epoch)))
+            state.save(model, optimizer, epoch + 1 if not done else recipe.epochs, checkpoints)
+            if done:
+                break
+    return checkpoints
+
+
+def _epoch(
+    task: Task, model: nn.Module, samples: Samples, weights: Tensor, recipe: Recipe, epoch: int, optimizer: torch.optim.Optimizer
+) -> float:
+    """One pass over the samples in the order of this epoch; the share of samples classified as their label says, while training."""
+    seed = recipe.seed * 1_000_003 + epoch
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    correct, like = 0, next(model.parameters())
+    model.train()
+    for rows in torch.randperm(len(samples), generator=generator).split(recipe.batch_size):
+        if len(rows) == 1 and len(samples) > 1:
+            continue  # batch normalisation cannot train on a single sample; another order brings it in next epoch
+        batch = to(samples.batch(rows), like)
+        if recipe.augment is not None:
+            batch = recipe.augment(batch, generator)
+        outputs = task.forward(model, batch)
+        losses = task.loss(outputs, batch)
+        w = weights[rows].to(losses)
+        loss = (w * losses).sum() / w.sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if recipe.accuracy is not None:
+            correct += int((outputs.argmax(1) == batch[1]).sum())
+    model.eval()
+    if not torch.isfinite(loss):
+        raise ValueError(f"training diverged in epoch {epoch + 1}: the loss is {loss.item()}; lower the learning rate ({recipe.lr})")
+    return correct / len(samples)
+
+
+def _optimizer(recipe: Recipe, params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(params, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(params, lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+
+def _weights(weights: ArrayLike | None, n: int) -> np.ndarray:
+    w = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
+    if w.shape != (n,):
+        raise ValueError(f"weights: expected one weight per sample, shape ({n},), got {w.shape}; weights come from a decision on the same data")
+    if not np.isfinite(w).all() or (w < 0).any():
+        raise ValueError("weights: expected finite numbers of at least 0")
+    if not w.any():
+        raise ValueError("weights: all are 0, so no sample is left to train on")
+    return w
+
+
+class _Resume:
+    """The state of a training run on disk: one safetensors file after every epoch, replaced atomically."""
+
+    def __init__(self, directory: Path | None, mark: str) -> None:
+        self.path, self.mark = (directory / "training.safetensors" if directory else None), mark
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, checkpoints: list[Checkpoint]) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {f"model/{name}": value for name, value in Checkpoint.of(model).state.items()}
+        for i, slots in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{i}/{name}": torch.as_tensor(value).detach().clone().contiguous() for name, value in slots.items() if value is not None}
+        for i, checkpoint in enumerate(checkpoints):
+            tensors |= {f"checkpoint/{i}/{checkpoint.weight!r}/{name}": value for name, value in checkpoint.state.items()}
+        tensors["epoch"] = torch.tensor(epoch)
+        save_file(tensors, self.path.with_suffix(".tmp"), metadata={"fingerprint": self.mark})
+        os.replace(self.path.with_suffix(".tmp"), self.path)
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[Checkpoint], int]:
+        """Restore model and optimiser in place; the checkpoints kept so far and the epoch to go on with."""
+        if self.path is None or not self.path.is_file():
+            return [], 0
+        with safe_open(self.path, framework="pt") as file:
+            found = (file.metadata() or {}).get("fingerprint")
+        if found != self.mark:
+            raise ValueError(
+                f"directory: {self.path} belongs to another training run (model, data, weights or recipe differ); choose another directory or delete it"
+            )
+        tensors = load_file(self.path)
+        state = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+        check_state(model, state)
+        model.load_state_dict(state)
+        slots: dict[int, dict[str, Tensor]] = {}
+        kept: dict[int, Checkpoint] = {}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition("/")
+            if kind == "optimizer":
+                i, slot = rest.split("/")
+                slots.setdefault(int(i), {})[slot] = value
+            elif kind == "checkpoint":
+                i, weight, entry = rest.split("/", 2)
+                kept.setdefault(int(i), Checkpoint({}, float(weight))).state[entry] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+        epoch = int(tensors["epoch"])
+        logger.info("resuming the training after epoch %d", epoch)
+        return [kept[i] for i in sorted(kept)], epoch
