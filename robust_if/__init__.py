@@ -16,6 +16,7 @@ from robust_if.estimators import (
     Retraining,
     SelfInfluence,
     TunedLoss,
+    ValidationLoss,
 )
 from robust_if.scores import Scores
 from robust_if.sweep import Sweep
@@ -32,5 +33,6 @@ except PackageNotFoundError:  # a source tree that was not installed
 __all__ = [
     "SAM", "Checkpoint", "Ensemble", "Estimator", "FlatMinima", "FriendlySAM", "Functional", "GradNorm", "InnerProduct", "Loss", "LowPass",
     "Plain", "Random", "Recipe", "Retraining", "Samples", "Scores", "SelfInfluence", "Sweep", "Target", "Task", "TunedLoss", "Tuning", "Utility",
+    "ValidationLoss",
     "as_samples", "automatic_threshold", "load_checkpoint", "relabel", "remove_above", "remove_automatic", "remove_top", "train",
 ]  # fmt: skip

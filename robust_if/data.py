@@ -6,7 +6,7 @@ indexed, not iterated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,7 +33,7 @@ class Samples:
     """
 
     tensors: tuple[Tensor, ...] | Dataset[Any] = field(repr=False)
-    ids: NDArray[Any] = field(default=None, repr=False)  # type: ignore[assignment]
+    ids: NDArray[Any] = field(default=None, repr=False)  # type: ignore[arg-type]
     index: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ class Samples:
             if len(self.tensors) < 2:
                 raise ValueError("data: expected (x, y), got samples without labels")
             return self.tensors[1]
-        return torch.cat([self.batch(rows)[1] for rows in torch.arange(len(self)).split(1024)])
+        return torch.cat([self.batch(slice(start, start + 1024))[1] for start in range(0, len(self), 1024)])
 
     def with_labels(self, labels: ArrayLike | Tensor) -> Samples:
         """The same samples with other labels, ``(n,)``."""
@@ -119,6 +119,14 @@ class _Relabelled(Dataset[Any]):
     def __getitem__(self, i: int) -> Any:
         x, _, *rest = self.base[int(self.index[i])]
         return (x, self.labels[i], *rest)
+
+
+def concatenate(parts: Sequence[Samples]) -> Samples:
+    """The samples of all parts, one after another; a single part keeps its ids, several are numbered afresh."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = [part.batch(slice(None)) for part in parts]
+    return Samples(tuple(torch.cat(tensors) for tensors in zip(*whole, strict=True)))
 
 
 def as_samples(data: Any) -> Samples:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
-from robust_if.task import Batch, Params, Task
+from robust_if.task import Batch, Params, Task, batch_length
 
 logger = logging.getLogger(__name__)
 _said: set[str] = set()
@@ -59,14 +59,25 @@ def per_sample(task: Task, params: Params, batch: Batch, names: Iterable[str] | 
     Args:
         names: the parameters to differentiate; all of ``params`` by default.
     """
+    chosen = params if names is None else {name: params[name] for name in names}
 
     def loss(p: Params, sample: Batch) -> Tensor:
         return task.losses({**params, **p}, tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, sample))[0]
 
-    chosen = params if names is None else {name: params[name] for name in names}
-    with sdpa_kernel(SDPBackend.MATH):
-        grads: Params = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="error")(chosen, batch)
-    return grads
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # no graph back to parameters that do not count
+            grads: Params = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="error")(chosen, batch)
+            return grads
+    except (NotImplementedError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "random operation" in str(error):
+            raise
+        _say_once(f"no vmap rule ({str(error).splitlines()[0][:120]}); taking one backward pass per sample instead, which is slower")
+    singles = [gradient(lambda p, i=i: loss(p, _sample(batch, i)), chosen) for i in range(batch_length(batch))]  # type: ignore[misc]
+    return {name: torch.stack([single[name] for single in singles]) for name in chosen}
+
+
+def _sample(batch: Batch, i: int) -> Batch:
+    return tree_map(lambda leaf: leaf[i] if isinstance(leaf, Tensor) else leaf, batch)
 
 
 def _say_once(message: str) -> None:

@@ -122,19 +122,18 @@ class LayerGradients:
     def __init__(self, task: Task, params: Params, probe: Batch) -> None:
         self.task, self.params = task, params
         self._names = _canonical_names(task.model)
-        self._covered = self._verify(_head(probe, 4))
-        self._others = [name for name in params if name not in self._covered]
+        # two lengths: an axis of positions that comes first may be as long as one of them
+        covered = set(self._verify(_head(probe, 4))) & set(self._verify(_head(probe, 3)))
+        self._others = [name for name in params if name not in covered]
         if self._others:
             logger.info("no layer rule for %s; their gradients are taken by vmap(grad)", ", ".join(self._others))
 
     def pieces(self, batch: Batch) -> Iterator[tuple[str, list[Piece]]]:
-        """For every parameter its name and the contributions whose sum is the per-sample gradient."""
+        """For every parameter, in the order of ``params``, its name and the contributions whose sum is the per-sample gradient."""
         rules = self._by_rule(batch)
-        for name in self._covered:
-            yield name, [rule() for rule in rules.pop(name)]
-        if self._others:
-            for name, grads in per_sample(self.task, self.params, batch, self._others).items():
-                yield name, [Dense(grads)]
+        others = per_sample(self.task, self.params, batch, self._others) if self._others else {}
+        for name in self.params:
+            yield name, [Dense(others.pop(name))] if name in others else [rule() for rule in rules.pop(name)]
 
     def dense(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         """For every parameter its name and the per-sample gradients, ``(B, *shape)``."""
@@ -143,14 +142,14 @@ class LayerGradients:
 
     def quadratic(self, batch: Batch, metric: Params | None = None) -> dict[str, Tensor]:
         """Σ_j g²_ij M_j for every sample, ``(B,)`` by parameter name; M = 1 without ``metric``."""
-        return {name: _reduce(pieces, lambda g, m=_at(metric, name): _square(g, m)) for name, pieces in self.pieces(batch)}
+        return {name: _reduce(pieces, partial(_square, metric=None if metric is None else metric[name])) for name, pieces in self.pieces(batch)}
 
     def products_and_squares(self, batch: Batch, direction: Params) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """⟨g_i, v⟩ and ‖g_i‖² for every sample, each ``(B,)`` by parameter name, in one pass."""
         products, squares = {}, {}
         for name, pieces in self.pieces(batch):
-            products[name] = _reduce(pieces, lambda g, v=direction[name]: _product(g, v))
-            squares[name] = _reduce(pieces, lambda g: _square(g, None))
+            products[name] = _reduce(pieces, partial(_product, direction=direction[name]))
+            squares[name] = _reduce(pieces, _square)
         return products, squares
 
     def second_moment(self, batch: Batch) -> Params:
@@ -173,15 +172,19 @@ class LayerGradients:
         return found
 
     def _verify(self, probe: Batch) -> list[str]:
-        """The parameters whose rule gives autograd's gradient on ``probe``."""
+        """The parameters whose rule gives autograd's gradient on ``probe``.
+
+        Every sample has a weight of its own: where the first axis of a layer's input is not the sample, a plain sum would still be right.
+        """
         rules = self._by_rule(probe)
-        exact = gradient(lambda p: self.task.losses(p, probe).sum(), self.params)
-        return [name for name, value in exact.items() if name in rules and _agrees(rules[name], value)]
+        weights = torch.arange(1.0, batch_length(probe) + 1).to(next(iter(self.params.values())))
+        exact = gradient(lambda p: self.task.losses(p, probe) @ weights, self.params)
+        return [name for name, value in exact.items() if name in rules and _agrees(rules[name], weights, value)]
 
 
-def _agrees(rules: list[Callable[[], Piece]], exact: Tensor) -> bool:
+def _agrees(rules: list[Callable[[], Piece]], weights: Tensor, exact: Tensor) -> bool:
     try:
-        got = _dense([rule() for rule in rules]).sum(0).reshape(exact.shape)
+        got = torch.tensordot(weights, _dense([rule() for rule in rules]), 1).reshape(exact.shape)
     except KeyError:  # the rule does not serve this configuration of the layer
         return False
     tolerance = 1e3 * torch.finfo(exact.dtype).eps
@@ -213,10 +216,6 @@ def _canonical_names(model: nn.Module) -> dict[tuple[nn.Module, str], str]:
     return {(module, local): first[id(value)] for module in model.modules() for local, value in module.named_parameters(recurse=False)}
 
 
-def _at(metric: Params | None, name: str) -> Tensor | None:
-    return None if metric is None else metric[name]
-
-
 def _single(pieces: list[Piece]) -> Outer | None:
     """The only piece, if it is an outer product of one position, so that squares factorise."""
     piece = pieces[0]
@@ -230,7 +229,7 @@ def _dense(pieces: list[Piece]) -> Tensor:
     return total
 
 
-def _square(grads: Tensor | Outer, metric: Tensor | None) -> Tensor:
+def _square(grads: Tensor | Outer, metric: Tensor | None = None) -> Tensor:
     if isinstance(grads, Outer):
         a2, b2 = grads.a[:, 0] ** 2, grads.b[:, 0] ** 2
         return a2.sum(1) * b2.sum(1) if metric is None else ((b2 @ metric.flatten(1)) * a2).sum(1)

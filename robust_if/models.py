@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ def mlp(shape: Sequence[int], classes: int, *, width: int = 128, depth: int = 2)
     """Multilayer perceptron with ``depth`` hidden ReLU layers of ``width`` units."""
     layers: list[nn.Module] = [nn.Flatten()]
     sizes = [_size(shape), *[width] * depth]
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
 
@@ -108,5 +109,7 @@ def _size(shape: Sequence[int]) -> int:
 
 def _image(shape: Sequence[int], least: int) -> tuple[int, int, int]:
     if len(shape) != 3 or min(shape[1:]) < least:
-        raise ValueError(f"model: this one takes images of shape (channels, height, width), at least {least} x {least}, got inputs of shape {tuple(shape)}")
+        raise ValueError(
+            f"model: this one takes images of shape (channels, height, width), at least {least} x {least}, got inputs of shape {tuple(shape)}"
+        )
     return shape[0], shape[1], shape[2]

@@ -8,9 +8,8 @@ means, then one backward pass with the weights ∇reduce. This is exact for any 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -95,7 +94,8 @@ class Functional(Target):
             slopes = torch.ones(1).to(_any(params))
         else:
             means = self._means(task, params).requires_grad_()
-            (slopes,) = torch.autograd.grad(self.reduce(means), means)
+            with torch.enable_grad():
+                (slopes,) = torch.autograd.grad(self.reduce(means), means)
         total: Params = {}
         for batch in batches(self.data, self.batch_size, _any(params)):
 
@@ -147,7 +147,8 @@ class Combination(Target):
 
     @property
     def name(self) -> str:
-        return "+".join(target.name if factor == 1 else f"{factor:g}*{target.name}" for factor, target in zip(self.factors, self.targets, strict=True))
+        terms = zip(self.factors, self.targets, strict=True)
+        return "+".join(target.name if factor == 1 else f"{factor:g}*{target.name}" for factor, target in terms)
 
     @property
     def held_out(self) -> tuple[Samples, ...]:

@@ -115,7 +115,7 @@ def train(
     for name, value in model.named_parameters():
         value.requires_grad_(name in trained)
     optimizer = _optimizer(recipe, list(trained.values()))
-    state = _Resume(directory, fingerprint(task.model.state_dict(), samples, recipe, w.tolist()) if directory else "")
+    state = _Resume(directory, fingerprint(task.model.state_dict(), samples, recipe, w.tolist(), task.patterns) if directory else "")
     checkpoints, start = state.load(model, optimizer)
     with torch.random.fork_rng():
         for epoch in progress(range(start, recipe.epochs), "train"):
@@ -140,8 +140,9 @@ def _epoch(
     torch.manual_seed(seed)
     correct, like = 0, next(model.parameters())
     model.train()
-    for rows in torch.randperm(len(samples), generator=generator).split(recipe.batch_size):
-        if len(rows) == 1 and len(samples) > 1:
+    order = torch.randperm(len(samples), generator=generator)
+    for rows in torch.split(order, recipe.batch_size):
+        if len(rows) == 1 and recipe.batch_size > 1 and len(samples) > 1:
             continue  # batch normalisation cannot train on a single sample; another order brings it in next epoch
         batch = to(samples.batch(rows), like)
         if recipe.augment is not None:
@@ -190,7 +191,8 @@ class _Resume:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f"model/{name}": value for name, value in Checkpoint.of(model).state.items()}
         for i, slots in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{i}/{name}": torch.as_tensor(value).detach().clone().contiguous() for name, value in slots.items() if value is not None}
+            present = {name: torch.as_tensor(value) for name, value in slots.items() if value is not None}
+            tensors |= {f"optimizer/{i}/{name}": value.detach().clone().contiguous() for name, value in present.items()}
         for i, checkpoint in enumerate(checkpoints):
             tensors |= {f"checkpoint/{i}/{checkpoint.weight!r}/{name}": value for name, value in checkpoint.state.items()}
         tensors["epoch"] = torch.tensor(epoch)
@@ -205,7 +207,8 @@ class _Resume:
             found = (file.metadata() or {}).get("fingerprint")
         if found != self.mark:
             raise ValueError(
-                f"directory: {self.path} belongs to another training run (model, data, weights or recipe differ); choose another directory or delete it"
+                f"directory: {self.path} belongs to another training run (model, data, weights or recipe differ); "
+                "choose another directory or delete it"
             )
         tensors = load_file(self.path)
         state = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}

@@ -51,7 +51,8 @@ class LowPass:
 
     def _noise(self, value: Tensor, generator: torch.Generator) -> Tensor:
         norms = value.flatten(1).norm(dim=1).view(-1, *[1] * (value.ndim - 1)) if value.ndim > 1 else value.norm()
-        return self.std * norms * torch.randn(value.shape, generator=generator).to(value)
+        noise: Tensor = self.std * norms * torch.randn(value.shape, generator=generator).to(value)
+        return noise
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class FriendlySAM:
         def slope(task: Task, params: Params, target: Target, generator: torch.Generator) -> Params:
             grad = target.gradient(task, params)
             uphill = {name: grad[name] - self.sigma * mean[name] for name in grad} if mean else grad
-            mean.update({name: self.decay * mean[name] + (1 - self.decay) * grad[name] if name in mean else (1 - self.decay) * grad[name] for name in grad})
+            mean.update({name: self.decay * mean.get(name, torch.zeros_like(g)) + (1 - self.decay) * g for name, g in grad.items()})
             return target.gradient(task, _uphill(params, uphill, self.rho))
 
         return slope
@@ -147,7 +148,9 @@ class Tuning:
         for name, value in params.items():
             value.grad = None
             if not torch.isfinite(value).all():
-                raise ValueError(f"tuning on {target.name} diverged: {name} is not finite after {self.steps} steps; lower the learning rate ({self.lr})")
+                raise ValueError(
+                    f"tuning on {target.name} diverged: {name} is not finite after {self.steps} steps; lower the learning rate ({self.lr})"
+                )
         return params
 
 

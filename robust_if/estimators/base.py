@@ -31,6 +31,7 @@ class Job:
     target: Target | None
     sweep: Sweep
     name: str
+    settings: str = ""
 
     @property
     def params(self) -> Params:
@@ -42,7 +43,8 @@ class Job:
         mark = ""
         if self.sweep.directory is not None:
             held_out = self.target.held_out if self.target else ()
-            mark = fingerprint(self.task.model.state_dict(), self.samples, self.name, settings, [fingerprint({}, data) for data in held_out])
+            data = [fingerprint({}, part) for part in (self.train, *held_out)]
+            mark = fingerprint(self.task.model.state_dict(), self.samples, self.name, self.task.patterns, self.settings, settings, data)
         like = next(self.task.model.parameters())
         return self.sweep.map(function, self.samples, like, name=self.name, fingerprint=mark).numpy()
 
@@ -116,7 +118,7 @@ class Estimator(ABC):
         weights = torch.tensor([checkpoint.weight for checkpoint in checkpoints] or [1.0], dtype=torch.float64).numpy()
         suffix = f"-{target.name}" if target and self.needs_target else ""
         results = [
-            self.estimate(Job(each, data, scored, target, sweep, f"{self.name}{suffix}" + (f"-{k}" if len(tasks) > 1 else "")))
+            self.estimate(Job(each, data, scored, target, sweep, f"{self.name}{suffix}" + (f"-{k}" if len(tasks) > 1 else ""), repr(self)))
             for k, each in enumerate(tasks)
         ]
         members = [result.members for result in results if result.members is not None]

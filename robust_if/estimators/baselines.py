@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from robust_if.data import concatenate
 from robust_if.estimators.base import Estimator, Job, Result
 from robust_if.task import Params, Task
+from robust_if.training import Recipe, train
 from robust_if.tuning import Tuning
 
 
@@ -56,6 +58,30 @@ class TunedLoss(Estimator):
     def estimate(self, job: Job) -> Result:
         assert job.target is not None
         return Result(losses(job, job.task, self.tuning.run(job.task, job.target, job.sweep.progress), self))
+
+
+@dataclass(frozen=True)
+class ValidationLoss(Estimator):
+    """The loss of every sample under a fresh model that was trained on the target's held-out data alone, and so never saw a wrong label.
+
+    Args:
+        recipe: how that model is trained.
+        seed: draws its initial parameters.
+    """
+
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=100, lr=0.05, batch_size=32))
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return "valid-only"
+
+    def estimate(self, job: Job) -> Result:
+        assert job.target is not None
+        fresh = job.task.reset(self.seed)
+        state = train(fresh, concatenate(job.target.held_out), self.recipe, progress=job.sweep.progress)[-1].state
+        task = fresh.at(state)
+        return Result(losses(job, task, task.params(), self))
 
 
 def losses(job: Job, task: Task, params: Params, *settings: object) -> NDArray[np.float64]:

@@ -30,8 +30,8 @@ class Ensemble(Estimator):
         std: of the Gaussian noise.
         seed: draws rates, masks and noise.
 
-    Source: Yang et al. 2026 (arXiv 2405.17490), IP Ensemble: M = 5, rates from U(0, 0.01), noise 0.01. There the masks sit after residual blocks; here at
-    the input of every layer, so that any model will do.
+    Source: Yang et al. 2026 (arXiv 2405.17490), IP Ensemble: M = 5, rates from U(0, 0.01), noise 0.01. There the masks sit after residual blocks;
+    here at the input of every layer, so that any model will do.
     """
 
     base: Estimator = InnerProduct()  # noqa: RUF009 - frozen

@@ -15,7 +15,7 @@ from robust_if.data import as_samples, batches
 from robust_if.estimators.base import Estimator, Job, Result
 from robust_if.layers import LayerGradients
 from robust_if.preconditioners import diagonal_fisher
-from robust_if.sweep import Sweep
+from robust_if.sweep import Sweep, fingerprint
 from robust_if.targets import Target
 from robust_if.task import Batch, Params, Task
 from robust_if.tuning import Plain, Tuning
@@ -36,8 +36,8 @@ class FlatMinima(Estimator):
         fisher: whose samples F averages over, the target's held-out data or the training data.
         damping: added to F. Where it exceeds F for most parameters the score is close to a plain gradient norm, and a warning says so.
 
-    Source: Ye et al. 2025, "Towards Robust Influence Functions with Flat Validation Minima" (ICML 2025, arXiv 2505.19097); the diagonal Fisher and its
-    damping are from the authors' later work (arXiv 2512.12932).
+    Source: Ye et al. 2025, "Towards Robust Influence Functions with Flat Validation Minima" (ICML 2025, arXiv 2505.19097); the diagonal Fisher and
+    its damping are from the authors' later work (arXiv 2512.12932).
     """
 
     tuning: Tuning = field(default_factory=Tuning)
@@ -80,7 +80,8 @@ class FlatMinima(Estimator):
         def products(batch: Batch) -> Tensor:
             return torch.stack([grads.flatten(1) @ directions[name].T for name, grads in gradients.dense(batch)]).sum(0) ** 2
 
-        return sweep.map(products, samples, like, name=f"{self.name}-pairs").numpy()
+        job = Job(task, samples, samples, target, sweep, f"{self.name}-pairs", repr(self))
+        return job.map(products, fingerprint({}, asked))
 
     def candidates(self, task: Task, train: Any, *, target: Target, sweep: Sweep = Sweep()) -> NDArray[np.float64]:  # noqa: B008 - frozen
         """The score of every sample under every label, shape ``(n, K)``; the smallest in a row is the label to suggest.
@@ -90,8 +91,8 @@ class FlatMinima(Estimator):
         """
         samples = as_samples(train)
         params, metric, _ = self._tuned(task, samples, target, sweep)
-        like = next(iter(params.values()))
-        return sweep.map(lambda batch: _label_scores(task, params, metric, batch), samples, like, name=f"{self.name}-candidates").numpy()
+        job = Job(task, samples, samples, target, sweep, f"{self.name}-candidates", repr(self))
+        return job.map(lambda batch: _label_scores(task, params, metric, batch))
 
     def _tuned(self, task: Task, train: Any, target: Target, sweep: Sweep) -> tuple[Params, Params, dict[str, Any]]:
         params = self.tuning.run(task, target, sweep.progress)

@@ -1,0 +1,344 @@
+"""The main job from end to end: train, score, decide, retrain, and prove that it helped.
+
+Three splits always: the estimators see training and validation data, and the accuracy is measured on test data that nothing was tuned on. Every
+retraining uses the same recipe and the same seeds, so that a difference comes from the data; removing as many samples at random, and removing exactly
+the bad ones (where the truth is known), stand beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from robust_if import models
+from robust_if.checkpoints import Checkpoint, load_checkpoint
+from robust_if.data import Samples
+from robust_if.decisions import automatic_threshold, relabel, remove_above, remove_top
+from robust_if.encoding import Encoder, check_split
+from robust_if.estimators import (
+    Ensemble,
+    Estimator,
+    FlatMinima,
+    GradNorm,
+    InnerProduct,
+    Loss,
+    Random,
+    SelfInfluence,
+    TunedLoss,
+    ValidationLoss,
+)
+from robust_if.evaluations.baselines import ConfidentLearning, NearestNeighbours, accuracy
+from robust_if.evaluations.detection import detection
+from robust_if.evaluations.previews import preview
+from robust_if.evaluations.report import render
+from robust_if.loading import Dataset
+from robust_if.scores import Scores, table
+from robust_if.sweep import Progress, Sweep, fingerprint, silent
+from robust_if.targets import Utility
+from robust_if.task import Task
+from robust_if.training import Recipe, train
+from robust_if.tuning import Plain, Tuning
+
+logger = logging.getLogger(__name__)
+
+#: Samples that the report shows.
+SHOWN = 60
+
+
+def detectors(recipe: Recipe, seed: int = 0) -> dict[str, Estimator]:
+    """Every estimator that a name on the command line stands for, with its published defaults."""
+    plain = Tuning(flatness=Plain(), seed=seed)
+    found: list[Estimator] = [
+        Random(seed), Loss(), InnerProduct(), InnerProduct("cosine"), InnerProduct("layer"), Ensemble(seed=seed), GradNorm(), SelfInfluence(),
+        FlatMinima(plain), FlatMinima(replace(plain, flatness=Tuning().flatness)), TunedLoss(Tuning(seed=seed)), ValidationLoss(seed=seed),
+        ConfidentLearning(recipe, seed=seed), NearestNeighbours(),
+    ]  # fmt: skip
+    return {estimator.name: estimator for estimator in found}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One detection run.
+
+    Args:
+        train: what is searched; its ``mislabelled`` mask, where known, is used to judge and never to score.
+        valid: clean samples that the target looks at.
+        test: samples for the accuracy before and after.
+        estimators: by name, see :func:`detectors`; the first one decides.
+        remove: ``"auto"`` for the automatic threshold, a share such as ``"0.1"``, or a number of samples such as ``"100"``.
+        model: name of a ready model, or ``module:function``.
+        recipe: how it is trained.
+        checkpoint: a trained model to score with, instead of training one.
+        repeats: retrainings with different seeds for every accuracy.
+        seed: of everything random.
+        title: what the report is called.
+        command: what repeats the run.
+    """
+
+    train: Dataset
+    valid: Dataset
+    test: Dataset
+    estimators: tuple[str, ...]
+    remove: str = "auto"
+    model: str = "mlp"
+    recipe: Recipe = field(default_factory=Recipe)
+    checkpoint: Path | None = None
+    batch_size: int = 256
+    repeats: int = 3
+    seed: int = 0
+    title: str = "Samples that hurt"
+    command: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def run(plan: Plan, directory: Path, *, progress: Progress = silent, overwrite: bool = False) -> dict[str, Any]:
+    """Carry a plan out and write scores, a cleaned copy of the data, and the report into ``directory``.
+
+    Finished steps are kept under ``directory/work`` until all is done, so that the same plan resumes after an interruption.
+
+    Returns:
+        The content of ``result.json``: ``detection``, ``accuracy``, ``removed``, ``files`` and what the report shows besides.
+
+    Raises:
+        ValueError: if the data or the plan are not fit to run; before any long work.
+    """
+    prepared = _Prepared.of(plan)
+    finished = _claim(directory, prepared.mark, overwrite)
+    if finished is not None:
+        return finished
+    work = directory / "work"
+    task = prepared.task if plan.checkpoint else prepared.trained(np.ones(len(plan.train)), plan.seed, work / "model", progress)
+    Checkpoint.of(task.model).save(directory / "model.safetensors")
+    scores = [_scored(estimator, task, prepared, work, progress) for estimator in prepared.estimators]
+    weights, threshold, decision = decide(scores[0], plan.remove)
+    suggested = _suggest(prepared, task, work, progress)
+    runs = _accuracies(prepared, weights, suggested, work, progress)
+    return _write(prepared, directory, scores, weights, threshold, decision, suggested, runs)
+
+
+def decide(scores: Scores, remove: str) -> tuple[NDArray[np.float64], float | None, str]:
+    """Weights, threshold (where there is one) and a description, from ``"auto"``, a share with a point in it, or a whole number.
+
+    Raises:
+        ValueError: if ``remove`` is none of these, or out of range.
+    """
+    if remove == "auto":
+        threshold = automatic_threshold(scores)
+        return remove_above(scores, threshold), threshold, "automatic threshold"
+    try:
+        number = float(remove)
+    except ValueError:
+        raise ValueError(f"remove: expected 'auto', a share such as 0.1, or a number of samples such as 100, got {remove!r}") from None
+    if "." in remove:
+        return remove_top(scores, fraction=number), None, f"the highest {number:.1%}"
+    return remove_top(scores, k=int(number)), None, f"the highest {int(number)}"
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A plan whose data are encoded and whose model is built: every check that needs no long work has passed."""
+
+    plan: Plan
+    encoder: Encoder
+    train: Samples
+    valid: Samples
+    test: Samples
+    task: Task
+    estimators: tuple[Estimator, ...]
+    mark: str
+
+    @classmethod
+    def of(cls, plan: Plan) -> _Prepared:
+        known = detectors(plan.recipe, plan.seed)
+        unknown = [name for name in plan.estimators if name not in known]
+        if unknown or not plan.estimators:
+            raise ValueError(f"estimator: expected some of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
+        if len(set(plan.estimators)) < len(plan.estimators):
+            raise ValueError(f"estimator: expected each name once, got {', '.join(plan.estimators)}")
+        decide(Scores(np.arange(len(plan.train), dtype=float), plan.train.ids, "check"), plan.remove)
+        check_split(plan.train, plan.valid)
+        encoder = Encoder.fit(plan.train)
+        train, valid, test = (encoder.samples(data) for data in (plan.train, plan.valid, plan.test))
+        task = Task(models.build(plan.model, encoder.shape, len(encoder.classes), plan.seed))
+        if plan.checkpoint is not None:
+            task = task.at(load_checkpoint(plan.checkpoint, task.model).state)
+        with torch.no_grad():
+            outputs = task.outputs(task.params(), train.batch(slice(0, 2)))
+        if outputs.shape[1:] != (len(encoder.classes),):
+            raise ValueError(f"model: expected one output per class, shape (B, {len(encoder.classes)}), got {tuple(outputs.shape)}")
+        mark = fingerprint(
+            task.model.state_dict(), train, [fingerprint({}, valid), fingerprint({}, test)], plan.estimators, plan.remove, plan.recipe, plan.repeats, plan.seed
+        )
+        return cls(plan, encoder, train, valid, test, task, tuple(known[name] for name in plan.estimators), mark)
+
+    def trained(self, weights: NDArray[np.float64], seed: int, directory: Path, progress: Progress, labels: NDArray[np.int64] | None = None) -> Task:
+        """A fresh model trained by the plan's recipe."""
+        plan = self.plan
+        start = Task(models.build(plan.model, self.encoder.shape, len(self.encoder.classes), seed))
+        data = self.train if labels is None else self.train.with_labels(labels)
+        state = train(start, data, replace(plan.recipe, seed=seed), weights=weights, directory=directory, progress=progress)[-1].state
+        return start.at(state)
+
+
+def _claim(directory: Path, mark: str, overwrite: bool) -> dict[str, Any] | None:
+    """Make the directory ours; the result if this very run has already finished there."""
+    manifest, result = directory / "manifest.json", directory / "result.json"
+    if overwrite and manifest.is_file():
+        shutil.rmtree(directory)
+    if manifest.is_file() and json.loads(manifest.read_text()).get("fingerprint") == mark:
+        if result.is_file() and not (directory / "work").exists():
+            finished: dict[str, Any] = json.loads(result.read_text())
+            return finished
+        logger.info("resuming in %s", directory)
+        return None
+    if directory.exists() and any(directory.iterdir()):
+        raise ValueError(f"out: {directory} already holds something else; choose another folder, or pass --overwrite if it is an earlier run of this command")
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_json(manifest, {"fingerprint": mark})
+    return None
+
+
+def _scored(estimator: Estimator, task: Task, prepared: _Prepared, work: Path, progress: Progress) -> Scores:
+    """The scores of one estimator, from disk if they are there already."""
+    path = work / f"scores-{estimator.name}.npz"
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as file:
+            return Scores(file["values"], prepared.train.ids, **json.loads(str(file["about"])))
+    sweep = Sweep(prepared.plan.batch_size, progress, work / "parts")
+    scores = estimator.score(task, prepared.train, target=Utility(prepared.valid), sweep=sweep)
+    about = {"estimator": scores.estimator, "target": scores.target, "units": scores.units, "provenance": dict(scores.provenance)}
+    part = path.with_suffix(".part.npz")
+    np.savez(part, values=scores.values, about=json.dumps(about))
+    os.replace(part, path)
+    return scores
+
+
+def _suggest(prepared: _Prepared, task: Task, work: Path, progress: Progress) -> NDArray[np.int64]:
+    """The label of every sample with the smallest flat-minimum influence (Ye et al. 2025, relabelling)."""
+    sweep = Sweep(min(prepared.plan.batch_size, 64), progress, work / "parts")
+    tuning = Tuning(seed=prepared.plan.seed)
+    return FlatMinima(tuning).candidates(task, prepared.train, target=Utility(prepared.valid), sweep=sweep).argmin(1)
+
+
+def _accuracies(
+    prepared: _Prepared, weights: NDArray[np.float64], suggested: NDArray[np.int64], work: Path, progress: Progress
+) -> dict[str, list[float]]:
+    """Test accuracies of retrained models: before, after, random and oracle removal, and relabelling; one per seed."""
+    plan, n = prepared.plan, len(prepared.train)
+    rng = np.random.default_rng(plan.seed)
+    at_random = np.ones(n)
+    at_random[rng.permutation(n)[: int((weights == 0).sum())]] = 0
+    corrected = relabel(prepared.train.labels, suggested, weights)
+    variants: dict[str, tuple[NDArray[np.float64], NDArray[np.int64] | None]] = {
+        "before": (np.ones(n), None),
+        "after": (weights, None),
+        "random": (at_random, None),
+        "relabelled": (np.ones(n), corrected),
+    }
+    if plan.train.mislabelled is not None:
+        variants["oracle"] = ((~plan.train.mislabelled).astype(np.float64), None)
+    return {
+        name: [
+            accuracy(prepared.trained(w, plan.seed + repeat, work / f"{name}-{repeat}", progress, labels), prepared.test, plan.batch_size)
+            for repeat in range(plan.repeats)
+        ]
+        for name, (w, labels) in variants.items()
+    }
+
+
+def _write(
+    prepared: _Prepared,
+    directory: Path,
+    scores: Sequence[Scores],
+    weights: NDArray[np.float64],
+    threshold: float | None,
+    decision: str,
+    suggested: NDArray[Any],
+    runs: Mapping[str, Sequence[float]],
+) -> dict[str, Any]:
+    plan, data, suggested = prepared.plan, prepared.plan.train, prepared.encoder.decode(suggested)
+    removed = weights == 0
+    samples = pd.DataFrame({"id": data.ids, "label": data.labels, "suggested_label": suggested, "removed": removed})
+    if data.mislabelled is not None:
+        samples["mislabelled"] = data.mislabelled
+    table(scores).to_parquet(directory / "scores.parquet", index=False)
+    samples.to_parquet(directory / "samples.parquet", index=False)
+    worst = scores[0].order()[:SHOWN]
+    _write_json(
+        directory / "worst.json",
+        [
+            {**_plain(samples.iloc[i].to_dict()), "suggested": _plain(suggested[i]), "score": float(scores[0].values[i]), **preview(data, int(i))}
+            for i in worst
+        ],
+    )
+    cleaned = data.write(directory / "cleaned", ~removed, data.labels)
+    relabelled = data.write(directory / "relabelled", np.ones(len(data), dtype=bool), relabel(data.labels, suggested, weights))
+    accuracies: dict[str, float | None] = {name: float(np.mean(values)) for name, values in runs.items()}
+    result = {
+        "title": plan.title,
+        "data": str(data.path),
+        "kind": data.kind,
+        "model": plan.model,
+        "n_train": len(prepared.train),
+        "n_valid": len(prepared.valid),
+        "n_test": len(prepared.test),
+        "decided_by": scores[0].name,
+        "decision": decision,
+        "threshold": threshold,
+        "detection": [_judged(column, data.mislabelled) for column in scores],
+        "accuracy": {"oracle": None, **accuracies},
+        "accuracy_runs": {name: list(values) for name, values in runs.items()},
+        "removed": int(removed.sum()),
+        "warnings": list(plan.warnings),
+        "settings": {"recipe": repr(plan.recipe), "remove": plan.remove, "seed": plan.seed, "repeats": plan.repeats}
+        | {column.estimator: column.provenance["estimator"] for column in scores},
+        "versions": {name: version(name) for name in ("torch", "numpy", "scikit-learn")} | {"python": platform.python_version()},
+        "command": plan.command,
+        "files": {
+            "scores": str(directory / "scores.parquet"),
+            "samples": str(directory / "samples.parquet"),
+            "cleaned": str(cleaned),
+            "relabelled": str(relabelled),
+            "model": str(directory / "model.safetensors"),
+            "report": str(directory / "report.html"),
+        },
+    }
+    _write_json(directory / "result.json", result)
+    render(directory)
+    shutil.rmtree(directory / "work", ignore_errors=True)
+    return result
+
+
+def _judged(scores: Scores, mask: NDArray[np.bool_] | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"estimator": scores.estimator, "target": scores.target, "seconds": scores.provenance["seconds"]}
+    names = ("auroc", "average_precision", "precision_at_k", "tpr_at_1_fpr", "tpr_at_5_fpr")
+    if mask is None or not 0 < mask.sum() < len(mask):
+        return row | dict.fromkeys(names)
+    found = detection(scores, mask)
+    return row | {name: getattr(found, name) for name in names} | {"auroc_interval": list(found.intervals["auroc"])}
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars as Python ones, for JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _write_json(path: Path, value: Any) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1, default=_plain))
+    os.replace(part, path)

@@ -1,0 +1,243 @@
+"""The command line. It reads options, calls the pipeline, and turns errors into one clear line; nothing else."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import robust_if
+from robust_if.attacks.labels import symmetric
+from robust_if.data import as_samples
+from robust_if.evaluations import report as pages
+from robust_if.evaluations.scenario import Plan, detectors, run
+from robust_if.loading import Dataset, read
+from robust_if.models import MODELS
+from robust_if.training import Recipe
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+out, err = Console(), Console(stderr=True)
+
+#: Epochs of the ready models; enough to fit the data, few enough not to memorise wrong labels.
+EPOCHS = {"logistic-regression": 30, "mlp": 15, "cnn": 8, "resnet18": 25}
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")]
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    """Find the training samples that hurt, remove or relabel them, retrain, and see whether it helped.
+
+    Start with `robust-if demo`. For your own data use `robust-if detect --data PATH`.
+    """
+    if version:
+        out.print(f"robust-if {robust_if.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for scores and report.")] = Path("runs/demo"),
+    as_json: Json = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """The whole job in under a minute: scikit-learn's digits with 20 % of the labels flipped."""
+    with _errors():
+        train, valid, test = _digits(out_dir.with_name(out_dir.name + "-data"))
+        plan = Plan(
+            train, valid, test, DEMO, model="mlp", recipe=Recipe(epochs=EPOCHS["mlp"]), title="Handwritten digits with 20 % wrong labels",
+            command="robust-if demo",
+        )  # fmt: skip
+        _finish(_run(plan, out_dir, as_json, overwrite), out_dir, as_json)
+
+
+@app.command()
+def detect(
+    data: Annotated[Path, typer.Option(help="CSV, Parquet, .npz, IDX images, a folder class/*.png, or a Hugging Face data set saved on disk.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for scores, cleaned data and report; the same command resumes there.")],
+    label: Annotated[str | None, typer.Option(help="Column or array with the labels.")] = None,
+    sample_id: Annotated[str | None, typer.Option("--id", help="Column or array with the sample ids; the row number by default.")] = None,
+    truth: Annotated[str | None, typer.Option(help="Column with the true labels, or a boolean one marking bad rows: judges the detectors, never seen by them.")] = None,
+    valid: Annotated[Path | None, typer.Option(help="Clean validation data in the same format: the samples that the score is about.")] = None,
+    valid_fraction: Annotated[float, typer.Option(help="Without --valid: share of the data taken for validation.")] = 0.1,
+    test: Annotated[Path | None, typer.Option(help="Test data in the same format, for the accuracy before and after.")] = None,
+    test_fraction: Annotated[float, typer.Option(help="Without --test: share of the data taken for the test.")] = 0.2,
+    model: Annotated[str | None, typer.Option(help=f"One of {', '.join(MODELS)}, or module:function taking (shape, classes).")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Score with this trained model (safetensors) instead of training one.")] = None,
+    estimator: Annotated[str, typer.Option(help="Comma-separated names, see `robust-if estimators`; the first one decides.")] = "fvm,ip",
+    remove: Annotated[str, typer.Option(help="'auto', a share such as 0.1, or a number of samples such as 100.")] = "auto",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; depends on the model by default.")] = None,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
+    optimizer: Annotated[Literal["sgd", "adamw"], typer.Option(help="Optimiser.")] = "sgd",
+    batch_size: Annotated[int, typer.Option(help="Samples per training step.")] = 64,
+    repeats: Annotated[int, typer.Option(help="Retrainings with different seeds behind every accuracy.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    as_json: Json = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score every training sample, show the worst, write a cleaned copy, retrain, and measure the accuracy before and after."""
+    with _errors():
+        train_data, valid_data, test_data, warnings = _splits(
+            read(data, label=label, id=sample_id, truth=truth),
+            None if valid is None else read(valid, label=label, id=sample_id),
+            None if test is None else read(test, label=label, id=sample_id),
+            (valid_fraction, test_fraction),
+            seed,
+        )
+        name = model or ("cnn" if train_data.kind == "image" else "mlp")
+        recipe = Recipe(epochs=epochs or EPOCHS.get(name, 20), lr=lr, optimizer=optimizer, batch_size=batch_size, seed=seed)
+        plan = Plan(
+            train_data, valid_data, test_data, tuple(part.strip() for part in estimator.split(",") if part.strip()), remove, name, recipe, checkpoint,
+            repeats=repeats, seed=seed, title=f"Samples that hurt in {data.name}", command=shlex.join(["robust-if", *sys.argv[1:]]), warnings=warnings,
+        )  # fmt: skip
+        _finish(_run(plan, out_dir, as_json, overwrite), out_dir, as_json)
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="Folder that demo or detect wrote.")]) -> None:
+    """Make report.html anew from a finished run."""
+    with _errors():
+        out.print(f"wrote {pages.render(directory)}", soft_wrap=True)
+
+
+@app.command()
+def estimators() -> None:
+    """List the estimators and what each one is."""
+    listing = Table("name", "what it is", box=None)
+    for name, each in detectors(Recipe()).items():
+        listing.add_row(name, (type(each).__doc__ or "").strip().split("\n")[0])
+    out.print(listing)
+
+
+DEMO = ("fvm", "random", "loss", "ip", "ip-ensemble", "vm", "tuned-loss")
+
+
+def _digits(folder: Path) -> tuple[Dataset, Dataset, Dataset]:
+    """scikit-learn's digits as files: 1,200 for training with 20 % of their labels flipped, 200 for validation, 397 for the test."""
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    pixels, labels = (images[order] * 255 / 16).astype(np.uint8).reshape(-1, 8, 8), labels[order]
+    noisy = symmetric(as_samples((pixels[:1200], labels[:1200])), 0.2, seed=0).data.labels.numpy()
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "train.npz", images=pixels[:1200], labels=noisy, truth=labels[:1200])
+    np.savez(folder / "valid.npz", images=pixels[1200:1400], labels=labels[1200:1400])
+    np.savez(folder / "test.npz", images=pixels[1400:], labels=labels[1400:])
+    return read(folder / "train.npz", truth="truth"), read(folder / "valid.npz"), read(folder / "test.npz")
+
+
+def _splits(
+    data: Dataset, valid: Dataset | None, test: Dataset | None, fractions: tuple[float, float], seed: int
+) -> tuple[Dataset, Dataset, Dataset, tuple[str, ...]]:
+    """Training, validation and test data; what is not given is split off, by class, with the true labels where they are known."""
+    warnings: list[str] = []
+    for i, (given, name) in enumerate([(valid, "validation"), (test, "test")]):
+        if given is not None:
+            continue
+        if not 0 < fractions[i] < 1:
+            raise ValueError(f"{name[:5]}-fraction: expected a share between 0 and 1, got {fractions[i]}")
+        rest, held = train_test_split(np.arange(len(data)), test_size=fractions[i], random_state=seed + i, stratify=data.labels)
+        part, data = _corrected(data.take(np.sort(held))), data.take(np.sort(rest))
+        if part.truth is None:
+            warnings.append(f"The {name} data were split off the same file, so they are as noisy as it is; pass checked samples where you can.")
+        valid, test = (part, test) if i == 0 else (valid, part)
+    assert valid is not None
+    assert test is not None
+    return data, valid, test, tuple(warnings)
+
+
+def _corrected(data: Dataset) -> Dataset:
+    """The samples with their true labels where those are known, without the bad ones where only these are."""
+    if data.truth is None:
+        return data
+    return data.take(~data.truth) if data.truth.dtype == bool else data.with_labels(data.truth)
+
+
+def _run(plan: Plan, directory: Path, as_json: bool, overwrite: bool) -> dict[str, Any]:
+    def progress(items: Iterable[Any], description: str) -> Iterable[Any]:
+        return track(items, description, console=err, transient=True, disable=not err.is_terminal)
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_time=False, show_path=False)])
+    if not as_json:
+        for warning in plan.warnings:
+            err.print(f"[yellow]note:[/] {warning}")
+    return run(plan, directory, progress=progress, overwrite=overwrite)
+
+
+def _finish(result: dict[str, Any], directory: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+        return
+    out.print(_detection_table(result))
+    out.print(_worst_table(directory))
+    out.print(_accuracy_table(result))
+    out.print(f"removed {result['removed']} of {result['n_train']} samples ({result['decision']} on {result['decided_by']})")
+    for what in ("scores", "cleaned", "relabelled", "report"):
+        out.print(f"{what:>10}  {result['files'][what]}", soft_wrap=True)
+
+
+def _detection_table(result: dict[str, Any]) -> Table:
+    listing = Table(title="Detection" if result["detection"][0]["auroc"] is not None else "Estimators (no truth given to judge them by)", title_justify="left")
+    for name in ("estimator", "target", "AUROC", "average precision", "TPR at 1 % FPR", "seconds"):
+        listing.add_column(name, justify="left" if name in ("estimator", "target") else "right")
+    for row in result["detection"]:
+        metrics = ["–" if row[key] is None else f"{row[key]:.3f}" for key in ("auroc", "average_precision", "tpr_at_1_fpr")]
+        listing.add_row(row["estimator"], row["target"] or "–", *metrics, f"{row['seconds']:.1f}")
+    return listing
+
+
+def _worst_table(directory: Path) -> Table:
+    scores, samples = pd.read_parquet(directory / "scores.parquet"), pd.read_parquet(directory / "samples.parquet")
+    column = scores.columns[1]
+    listing = Table(title=f"The twenty most harmful samples by {column}", title_justify="left")
+    for name in ("id", "label", "suggested", "score", "removed"):
+        listing.add_column(name, justify="right" if name == "score" else "left")
+    merged = samples.assign(score=scores[column]).sort_values("score", ascending=False, kind="stable")
+    for row in merged.head(20).itertuples():
+        listing.add_row(str(row.id), str(row.label), str(row.suggested_label), f"{row.score:.4g}", "yes" if row.removed else "no")
+    return listing
+
+
+def _accuracy_table(result: dict[str, Any]) -> Table:
+    names = {
+        "before": "all samples", "after": "most harmful removed", "relabelled": "most harmful relabelled", "random": "as many removed at random",
+        "oracle": "all wrong labels removed (oracle)",
+    }  # fmt: skip
+    listing = Table(title="Test accuracy after retraining", title_justify="left")
+    listing.add_column("trained on")
+    listing.add_column("accuracy", justify="right")
+    for key, text in names.items():
+        if result["accuracy"].get(key) is not None:
+            runs = result["accuracy_runs"][key]
+            listing.add_row(text, f"{result['accuracy'][key]:.3f} ± {np.std(runs):.3f}")
+    return listing
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """One line for a user's error (exit code 2), a hint for an interruption (exit code 1), and no traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("interrupted; what was done is kept, and the same command goes on from there")
+        raise typer.Exit(1) from None
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(2) from None
+

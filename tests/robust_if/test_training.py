@@ -1,0 +1,239 @@
+"""training.py: the reference recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cases import CLASSES, TRAIN, blobs, case
+from robust_if import Checkpoint, Recipe, Samples, Task, train
+from robust_if.sweep import silent
+from robust_if.training import Progress
+from unchanged import untouched
+
+SGD = Recipe(epochs=6, lr=0.05, batch_size=4, keep=3)
+RECIPES = {
+    "sgd": SGD,
+    "sgd without momentum": replace(SGD, momentum=0.0),
+    "adamw": replace(SGD, optimizer="adamw", lr=0.01),
+    "step": replace(SGD, schedule="step"),
+    "constant": replace(SGD, schedule="constant"),
+}
+EVERY = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+
+
+def dropout_net() -> Task:
+    """Batch normalisation and dropout: what a resumed run can get wrong."""
+    torch.manual_seed(1)
+    return Task(nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, CLASSES)).eval())
+
+
+def same(one: list[Checkpoint], other: list[Checkpoint]) -> bool:
+    return len(one) == len(other) and all(
+        a.weight == b.weight and a.state.keys() == b.state.keys() and all(torch.equal(a.state[key], b.state[key]) for key in a.state)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def interrupt_after(epochs: int) -> Progress:
+    def progress(items: Iterable[Any], _: str) -> Iterator[Any]:
+        for position, item in enumerate(items):
+            if position == epochs:
+                raise KeyboardInterrupt
+            yield item
+
+    return progress
+
+
+@EVERY
+def test_weights_of_zero_equal_leaving_the_samples_out(recipe: Recipe) -> None:
+    task, data = dropout_net(), case("mlp").train
+    kept = np.array([0, 2, 3, 5, 6, 7, 8, 11])
+    weights = np.isin(np.arange(TRAIN), kept).astype(float)
+    assert same(train(task, data, recipe, weights=weights), train(task, data.take(kept), recipe))
+    assert not same(train(task, data, recipe, weights=weights), train(task, data, recipe))
+
+
+@EVERY
+@pytest.mark.parametrize("epochs", [1, 3, 5])
+def test_an_interrupted_run_resumes_and_ends_bit_identically(recipe: Recipe, epochs: int, tmp_path: Path) -> None:
+    task, data = dropout_net(), case("mlp").train
+    weights = np.linspace(0, 2, TRAIN)
+    with pytest.raises(KeyboardInterrupt):
+        train(task, data, recipe, weights=weights, directory=tmp_path, progress=interrupt_after(epochs))
+    torch.rand(7)  # the random state of the second call is another one
+    left: list[int] = []
+    got = train(task, data, recipe, weights=weights, directory=tmp_path, progress=lambda items, _: left.extend(items) or left)  # type: ignore[func-returns-value]
+    assert left == list(range(epochs, recipe.epochs))
+    assert same(got, train(task, data, recipe, weights=weights))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    task, data = dropout_net(), case("mlp").train
+    first = train(task, data, SGD, directory=tmp_path)
+    assert same(train(task, data, SGD, directory=tmp_path, progress=lambda items, _: pytest.fail("trained again") if list(items) else items), first)
+
+
+def test_early_stopping_is_remembered(tmp_path: Path) -> None:
+    data, _ = blobs(60, seed=0, distance=8)
+    task = Task(nn.Linear(2, 2).double().eval())
+    recipe = replace(SGD, epochs=50, accuracy=0.95, keep=1)
+    done: list[int] = []
+
+    def progress(items: Iterable[Any], _: str) -> Iterator[Any]:
+        for item in items:
+            done.append(item)
+            yield item
+
+    first = train(task, data, recipe, directory=tmp_path, progress=progress)
+    assert 1 <= len(done) < 50 and len(first) == 1
+    assert same(train(task, data, recipe, directory=tmp_path, progress=progress), first)
+    trained = task.at(first[-1].state)
+    assert (trained.outputs(trained.params(), data.batch(slice(None))).argmax(1) == data.labels).double().mean() >= 0.9
+
+
+def test_seeds_reproduce_and_differ() -> None:
+    task, data = dropout_net(), case("mlp").train
+    runs = []
+    for seed in (0, 0, 1):
+        torch.rand(3)
+        runs.append(train(task, data, replace(SGD, seed=seed)))
+    assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
+
+
+OTHER_RUNS: dict[str, Any] = {
+    "recipe": lambda task, data: (task, data, replace(SGD, lr=0.01), None),
+    "seed": lambda task, data: (task, data, replace(SGD, seed=1), None),
+    "data": lambda task, data: (task, data.take(range(12)), SGD, None),
+    "labels": lambda task, data: (task, data.with_labels(np.zeros(TRAIN)), SGD, None),
+    "weights": lambda task, data: (task, data, SGD, np.full(TRAIN, 0.5)),
+    "model": lambda task, data: (task.reset(4), data, SGD, None),
+    "parameters": lambda task, data: (replace(task, parameters="4.*"), data, SGD, None),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_RUNS.values(), ids=OTHER_RUNS)
+def test_the_directory_of_another_run_is_refused(change: Any, tmp_path: Path) -> None:
+    task, data = dropout_net(), case("mlp").train
+    train(task, data, SGD, directory=tmp_path)
+    other, samples, recipe, weights = change(task, data)
+    with pytest.raises(ValueError, match="belongs to another training run"):
+        train(other, samples, recipe, weights=weights, directory=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [("constant", [0.4] * 4), ("step", [0.4, 0.4, 0.04, 0.004]), ("cosine", [0.2 * (1 + np.cos(np.pi * epoch / 4)) for epoch in range(4)])],
+)
+def test_checkpoints_are_kept_with_the_learning_rate_of_their_epoch(schedule: Any, rates: list[float]) -> None:
+    c = case("logistic")
+    kept = train(c.task, c.train, Recipe(epochs=4, lr=0.4, keep=4, schedule=schedule))
+    assert [checkpoint.weight for checkpoint in kept] == pytest.approx(rates)
+    assert len({checkpoint.state["1.weight"].sum().item() for checkpoint in kept}) == 4
+
+
+def test_the_last_of_the_kept_checkpoints_is_the_end_of_the_run() -> None:
+    c = case("logistic")
+    recipe = Recipe(epochs=7, keep=2)
+    assert sorted(recipe.kept()) == [3, 6]
+    assert torch.equal(train(c.task, c.train, recipe)[-1].state["1.weight"], train(c.task, c.train, replace(recipe, keep=1))[0].state["1.weight"])
+
+
+def test_one_full_batch_step_is_a_weighted_gradient_step() -> None:
+    c = case("logistic")
+    weights = np.linspace(0, 1, TRAIN)
+    got = train(c.task, c.train, Recipe(epochs=1, lr=0.3, batch_size=100, weight_decay=0), weights=weights)[0].state["1.weight"]
+    params = {key: value.clone().requires_grad_() for key, value in c.task.params().items()}
+    losses = c.task.losses(params, c.train.batch(slice(None)))
+    (slope,) = torch.autograd.grad((torch.from_numpy(weights) * losses).sum() / weights.sum(), params["1.weight"])
+    assert torch.allclose(got, c.task.params()["1.weight"] - 0.3 * slope, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 6, 12])
+def test_every_batch_size_trains(batch_size: int) -> None:
+    c = case("logistic")
+    start = c.task.params()["1.weight"]
+    assert not torch.equal(train(c.task, c.train, replace(SGD, epochs=1, batch_size=batch_size))[0].state["1.weight"], start)
+
+
+def test_only_the_named_parameters_are_trained() -> None:
+    c = case("mlp")
+    task = Task(c.task.model, parameters="5.*")
+    before, after = task.model.state_dict(), train(task, c.train, replace(SGD, weight_decay=0.1))[-1].state
+    assert {key for key in after if not torch.equal(after[key], before[key])} == {"5.weight", "5.bias"}
+
+
+def test_augmentation_sees_every_batch_and_repeats_with_the_seed() -> None:
+    c, sizes = case("logistic"), []
+
+    def noise(batch: Any, generator: torch.Generator) -> Any:
+        sizes.append(len(batch[0]))
+        return batch[0] + torch.randn(batch[0].shape, generator=generator).double(), batch[1]
+
+    recipe = replace(SGD, epochs=2, augment=noise, batch_size=5)
+    assert same(train(c.task, c.train, recipe), train(c.task, c.train, recipe))
+    assert sizes == [5, 5, 3] * 4
+    assert not same(train(c.task, c.train, recipe), train(c.task, c.train, replace(recipe, augment=None)))
+
+
+@pytest.mark.parametrize("stop", [None, 2])
+def test_training_leaves_model_and_random_state_as_they_were(stop: int | None) -> None:
+    task, data = dropout_net(), case("mlp").train
+    next(task.model.parameters()).requires_grad_(False)
+    with untouched(task.model):
+        if stop is None:
+            train(task, data, SGD)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                train(task, data, SGD, progress=interrupt_after(stop))
+
+
+def test_divergence_is_an_error_that_names_epoch_and_rate() -> None:
+    task = Task(nn.Linear(5, 1).double().eval(), lambda outputs, batch: outputs[:, 0] ** 4)
+    with pytest.raises(ValueError, match=r"training diverged in epoch \d+: the loss is (nan|inf); lower the learning rate \(100.0\)"):
+        train(task, case("mlp").train, replace(SGD, lr=100.0, epochs=20))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.ones(TRAIN - 1), r"weights: expected one weight per sample, shape \(13,\), got \(12,\)"),
+        (np.ones((TRAIN, 1)), r"weights: expected one weight per sample, shape \(13,\), got \(13, 1\)"),
+        (-np.ones(TRAIN), "weights: expected finite numbers of at least 0"),
+        (np.full(TRAIN, np.nan), "weights: expected finite numbers of at least 0"),
+        (np.zeros(TRAIN), "weights: all are 0, so no sample is left to train on"),
+    ],
+)
+def test_wrong_weights_are_refused(weights: Any, message: str) -> None:
+    c = case("logistic")
+    with pytest.raises(ValueError, match=message):
+        train(c.task, c.train, SGD, weights=weights)
+
+
+@pytest.mark.parametrize(("name", "value"), [("epochs", 0), ("batch_size", 0), ("keep", 0), ("lr", 0.0)])
+def test_a_setting_out_of_range_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected "):
+        Recipe(**{name: value})
+
+
+def test_silent_progress_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(silent(range(3), "count")) == [0, 1, 2]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_samples_may_be_a_data_set_of_dictionaries() -> None:
+    c = case("regression")
+    assert isinstance(c.train, Samples)
+
+    def risk(task: Task) -> Tensor:
+        return task.losses(task.params(), c.train.batch(slice(None))).mean()
+
+    after = c.task.at(train(c.task, c.train, replace(SGD, epochs=30))[-1].state)
+    assert risk(after) < 0.8 * risk(c.task)

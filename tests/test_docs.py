@@ -1,0 +1,78 @@
+"""What the documentation shows runs, and what is public is documented."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import robust_if as rif
+from test_architecture import CLI, ROOMS, modules
+
+ROOT = Path(__file__).parents[1]
+API = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "api").glob("*.md")))
+
+
+def python_blocks(path: Path) -> list[tuple[int, str]]:
+    """The Python blocks of a page with the line at which each begins."""
+    text = path.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, found.start(1)) + 1, found[1]) for found in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+
+
+def run_blocks(path: Path, names: dict[str, Any]) -> dict[str, Any]:
+    """What the names stand for after all blocks of a page; a traceback names the page and its line."""
+    blocks = python_blocks(path)
+    assert blocks
+    for line, block in blocks:
+        exec(compile("\n" * (line - 1) + block, str(path), "exec"), names)
+    return names
+
+
+def test_the_readme_example_runs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 4, generator=generator)
+    y = (x[:, 0] > 0).long()
+    model = torch.nn.Linear(4, 2).eval()
+    names = run_blocks(ROOT / "README.md", {"model": model, "train": (x[:400], y[:400]), "valid": (x[400:], y[400:])})
+    assert len(set(names["worst"])) == 100
+    assert names["weights"].sum() == 360
+    assert names["weights"][names["worst"][:40]].sum() == 0
+
+
+def test_the_quickstart_runs_and_finds_the_wrong_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_blocks(ROOT / "docs" / "quickstart.md", {})
+    assert np.isin(names["worst"], names["wrong"]).mean() > 0.8
+    assert (tmp_path / "runs" / "digits" / "scores.csv").is_file()
+
+
+@pytest.mark.parametrize("name", rif.__all__)
+def test_a_public_name_is_documented(name: str) -> None:
+    thing = getattr(rif, name)
+    assert thing.__doc__, f"{name} has no docstring"
+    assert not re.match(rf"{name}\(.*\)$", thing.__doc__.strip(), re.DOTALL), f"{name} has only the docstring that dataclass writes"
+    assert f"`{name}`" in API, f"docs/api/index.md does not list {name}"
+    assert f"::: {thing.__module__}\n" in API, f"no page of docs/api shows {thing.__module__}"
+
+
+@pytest.mark.parametrize("module", [name for name, path in modules().items() if path.stem not in ("__init__", "__main__") and name != CLI])
+def test_a_module_is_in_the_reference(module: str) -> None:
+    if any(part.startswith("_") for part in module.split(".")[1:]):
+        return
+    package = module.rpartition(".")[0]
+    shown = f"::: {module}\n" in API or (package not in ROOMS.values() and f"::: {package}\n" in API)
+    assert shown, f"docs/api lacks the line '::: {module}'"
+
+
+def test_the_readme_names_commands_that_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    commands = re.findall(r"\bmake ([a-z]+)\b(?=\s+#)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert commands == ["demo", "test"]
+    assert all(f"\n{command}:" in makefile for command in commands)
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert (ROOT / target).exists(), target
