@@ -11,6 +11,7 @@ from robust_if.estimators import (
     FlatMinima,
     GradNorm,
     InnerProduct,
+    LabelOdds,
     Loss,
     Random,
     Retraining,
@@ -31,7 +32,7 @@ except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0.0.0"
 
 __all__ = [
-    "SAM", "Checkpoint", "Ensemble", "Estimator", "FlatMinima", "FriendlySAM", "Functional", "GradNorm", "InnerProduct", "Loss", "LowPass",
+    "SAM", "Checkpoint", "Ensemble", "Estimator", "FlatMinima", "FriendlySAM", "Functional", "GradNorm", "InnerProduct", "LabelOdds", "Loss", "LowPass",
     "Plain", "Random", "Recipe", "Retraining", "Samples", "Scores", "SelfInfluence", "Sweep", "Target", "Task", "TunedLoss", "Tuning", "Utility",
     "ValidationLoss",
     "as_samples", "automatic_threshold", "load_checkpoint", "relabel", "remove_above", "remove_automatic", "remove_top", "train",

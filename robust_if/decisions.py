@@ -41,25 +41,34 @@ def remove_above(scores: Scores, threshold: float = 0.0) -> Weights:
 def automatic_threshold(scores: Scores) -> float:
     """The score above which a sample more likely belongs to the harmful of two groups.
 
-    Scores have heavy tails, so they are first bent by asinh on the scale of their interquartile range; then a mixture of two Gaussians is fitted
-    and the threshold is the highest score at which the group with the larger mean does not win. The idea of splitting losses by a two-component
-    mixture is that of Arazo et al. 2019 (arXiv 1904.11238) and DivideMix (arXiv 2002.07394).
+    Scores have heavy tails, so they are first bent by asinh, on a scale that leaves the bulk of one Gaussian nearly as it is; then a mixture of two
+    Gaussians is fitted and the threshold is the highest score at which the group with the larger mean does not win. The idea of splitting losses by a
+    two-component mixture is that of Arazo et al. 2019 (arXiv 1904.11238) and DivideMix (arXiv 2002.07394).
 
     Returns:
-        The threshold in the scores' own unit; the largest score (nothing is removed) where one group describes the data better (by BIC).
+        The threshold in the scores' own unit; the largest score (nothing is removed) where one group describes the data better (by BIC), or the means
+        of two are less than two standard deviations apart (Ashman et al. 1994), as they are where one skewed group is cut in half.
     """
     values = scores.values
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    scale = (high - low) or values.std() or 1.0
-    bent = np.arcsinh((values - middle) / scale)[:, None]
-    one, two = (GaussianMixture(groups, n_init=2, reg_covar=1e-4, random_state=0).fit(bent) for groups in (1, 2))
-    if two.bic(bent) >= one.bic(bent):
+    if len(np.unique(values)) < 3:
         return float(values.max())
-    harmful = int(two.means_.ravel().argmax())
-    centre = two.means_.ravel()[harmful]
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    bent = np.arcsinh((values - middle) / (3 * (high - low) or values.std()))[:, None]
+    one, two = _mixture(bent, 1), _mixture(bent, 2)
+    means, variances = two.means_.ravel(), two.covariances_.ravel()
+    if two.bic(bent) >= one.bic(bent) or np.ptp(means) < 2 * np.sqrt(variances.mean()):
+        return float(values.max())
+    harmful = int(means.argmax())
     # Above its own mean a sample is harmful even where the broader group's tail would win again.
-    kept = (two.predict(bent) != harmful) & (bent.ravel() < centre)
+    kept = (two.predict(bent) != harmful) & (bent.ravel() < means[harmful])
     return float(values[kept].max()) if kept.any() else float(values.max())
+
+
+def _mixture(bent: NDArray[np.float64], groups: int) -> GaussianMixture:
+    """The likeliest of several fits: from k-means, and from a harmful group near the top, since k-means overlooks a small one."""
+    starts: list[Any] = [None] if groups == 1 else [None, *(np.quantile(bent, [[0.5], [share]]) for share in (0.8, 0.95, 0.99))]
+    fits = [GaussianMixture(groups, reg_covar=1e-4 * bent.var(), means_init=start, random_state=0).fit(bent) for start in starts]
+    return max(fits, key=lambda fit: fit.lower_bound_)
 
 
 def remove_automatic(scores: Scores) -> Weights:

@@ -118,22 +118,20 @@ def scores(contents: Contents, name: str) -> Chart:
             type="line", x0=at, x1=at, y0=0, y1=1, xref="x", yref="paper", line={"color": _LIGHT["ink"], "width": 1.5, "dash": "dash"},
         )  # fmt: skip
         figure.add_annotation(
-            text=label, x=at, y=1, xref="x", yref="paper", yanchor="bottom", showarrow=False, font={"size": 12, "color": _LIGHT["ink"]},
+            text=label, x=at, y=1, yshift=18, xref="x", yref="paper", yanchor="bottom", showarrow=False, font={"size": 12, "color": _LIGHT["ink"]},
             xanchor="right" if at > edges[0] + 0.6 * np.ptp(edges) else "left",
         )  # fmt: skip
     medians = "; ".join(f"median of {title.lower()} {words.number(float(np.median(values[members])))}" for title, members in groups.items())
     low, high = (words.number(float(value)) for value in (values.min(), values.max()))
     alt = f"Histogram of {words.spoken(name)}: {len(values):,} scores from {low} to {high}; {medians}."
     figure.update_layout(bargap=0)
-    return Chart(_finish(figure, height=160 + 130 * len(groups), top=30), alt, _note(contents, name, scale, len(groups), cut))
+    return Chart(_finish(figure, height=175 + 130 * len(groups), top=46), alt, _note(contents, name, scale, len(groups), cut))
 
 
 def _note(contents: Contents, name: str, scale: float | None, panels: int, cut: float | None) -> str:
     notes = []
     if scale is not None:
-        notes.append(
-            f"The tails are long, so the axis is bent (asinh): even steps below about {scale:.1g} either side of zero, even ratios beyond."
-        )
+        notes.append(f"The tails are long, so the axis is bent (asinh): even steps below about {scale:.1g} either side of zero, even ratios beyond.")
     if panels > 1:
         notes.append("Each panel has its own vertical scale.")
     if cut is not None:

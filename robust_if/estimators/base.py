@@ -57,10 +57,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What an estimator gives for one job: values ``(n,)``, members ``(k, n)`` of an ensemble, and notes for the provenance."""
+    """What an estimator gives for one job: values ``(n,)``, members ``(k, n)`` of an ensemble, suggested labels ``(n,)``, and notes."""
 
     values: NDArray[np.float64]
     members: NDArray[np.float64] | None = None
+    suggestions: NDArray[np.int64] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -129,6 +130,7 @@ class Estimator(ABC):
             target=target.name if target and self.needs_target else "",
             units=self.units,
             members=sum((w * m for w, m in zip(weights, members, strict=True)), np.zeros(1)) if members else None,
+            suggestions=results[-1].suggestions,
             provenance={"estimator": repr(self), "seconds": time.perf_counter() - begin, "torch": torch.__version__, **results[-1].notes},
         )
 

@@ -18,7 +18,7 @@ from robust_if.evaluations.report import charts, render, words
 from robust_if.evaluations.report.contents import FILES, read
 
 ATTACK = "<script>alert(1)</script>"
-QUOTED = "it's \"7\" & <b>"
+QUOTED = 'it\'s "7" & <b>'
 HEIGHT, N = 900, 60
 
 
@@ -54,7 +54,8 @@ def detected(directory: Path, kind: str = "image", *, known: bool = True, **chan
         "accuracy": {"before": 0.9124, "after": 0.958, "random": 0.909, "oracle": 0.96 if known else None, "relabelled": None},
         "accuracy_runs": {"before": [0.91, 0.9148], "after": [0.957, 0.959]}, "removed": int(removed.sum()),
         "warnings": [f"watch {ATTACK}"],
-        "settings": {"seeds": 2, "key</script>": {"nested": "</script>"}}, "versions": {"python": "3"}, "command": "robust-if detect 'a & b' --out <x>",
+        "settings": {"seeds": 2, "key</script>": {"nested": "</script>"}}, "versions": {"python": "3"},
+        "command": "robust-if detect 'a & b' --out <x>",
     }  # fmt: skip
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "result.json").write_text(json.dumps(result | changes))

@@ -59,9 +59,11 @@ def test_the_automatic_threshold_finds_the_planted_share_of_two_groups(seed: int
     assert (removed & harmful).sum() >= 0.9 * harmful.sum()
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_the_automatic_threshold_removes_nearly_nothing_of_one_group(seed: int) -> None:
-    removed = remove_automatic(scores(np.random.default_rng(seed).normal(size=500))) == 0
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("n", [200, 500, 2000])
+@pytest.mark.parametrize("family", ["normal", "laplace", "logistic"])
+def test_the_automatic_threshold_removes_nearly_nothing_of_one_group(family: str, n: int, seed: int) -> None:
+    removed = remove_automatic(scores(getattr(np.random.default_rng(seed), family)(size=n))) == 0
     assert removed.mean() <= 0.01
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from cases import CLASSIFIERS, ESTIMATORS, NAMES, SHORT, TARGETS, TRAIN, VALID, Case, Gap, case, relative
 from oracles import flat, hessian, matrix, minimise, sample_gradients
-from unchanged import untouched
 from robust_if import (
     Checkpoint,
     Ensemble,
@@ -33,6 +32,7 @@ from robust_if import (
     Utility,
 )
 from robust_if.task import Batch, Params
+from unchanged import untouched
 
 EVERY_ESTIMATOR = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
 EVERY_MODEL = pytest.mark.parametrize("name", NAMES)

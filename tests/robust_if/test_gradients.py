@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from robust_if import Task
-from robust_if.gradients import directional, gradient, per_sample
 from cases import NAMES, case, relative
 from oracles import flat, full_gradient, matrix, sample_gradients
+from robust_if import Task
+from robust_if.gradients import directional, gradient, per_sample
 
 EVERY = pytest.mark.parametrize("name", NAMES)
 

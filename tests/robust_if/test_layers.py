@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import NAMES, CLASSIFIERS, Case, case, relative
+from cases import CLASSIFIERS, NAMES, Case, case, relative
 from oracles import matrix, sample_gradients
 from robust_if import Samples, Task
 from robust_if import layers as module

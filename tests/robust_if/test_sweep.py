@@ -108,7 +108,6 @@ def test_scores_resume_after_an_interruption(tmp_path: Path) -> None:
         return torch.nn.functional.cross_entropy(outputs, batch[1], reduction="none")
 
     got = InnerProduct().score(Task(c.task.model, loss), c.train, target=target, sweep=sweep)
-    assert np.array_equal(got.values, InnerProduct().score(c.task, c.train, target=target).values) or np.allclose(got.values, got.values)
     assert sum(calls) - len(c.valid) == TRAIN - 8
     assert np.allclose(got.values, InnerProduct().score(c.task, c.train, target=target).values, rtol=1e-12)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robust_if import Target, Utility
 from cases import NAMES, TARGETS, VALID, Case, Gap, case, relative
 from oracles import flat, full_gradient
+from robust_if import Target, Utility
 
 TABLE = pytest.mark.parametrize("kind", TARGETS)
 
