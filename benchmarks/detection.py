@@ -97,7 +97,7 @@ def _rows() -> dict[str, Row]:
         rif.Recipe(epochs=150, optimizer="adamw", lr=2e-3, weight_decay=0, accuracy=0.995),
     )  # fmt: skip
     colour = (
-        cifar, lambda: models.resnet18((3, 32, 32), 10, width=8).eval(), rif.Recipe(epochs=8),
+        cifar, lambda: models.resnet18((3, 32, 32), 10, width=16).eval(), rif.Recipe(epochs=10),
         rif.Recipe(epochs=60, optimizer="adamw", lr=2e-3, weight_decay=0, accuracy=0.995),
     )  # fmt: skip
     kinds: dict[str, Callable[[rif.Samples, int], noise.Poisoned]] = {
@@ -106,8 +106,11 @@ def _rows() -> dict[str, Row]:
         "pair40": lambda data, seed: noise.pair(data, 0.4, seed=seed),
         "worst": human,
     }
-    rows = [("digits", small, "sym20"), ("digits", small, "sym40"), ("digits", small, "pair40"), ("fashion", fmnist, "sym20"), ("fashion", fmnist, "sym40"),
-            ("fashion", fmnist, "pair40"), ("cifar10n", colour, "worst")]  # fmt: skip
+    rows = [
+        ("digits", small, "sym20"), ("digits", small, "sym40"), ("digits", small, "pair40"),
+        ("fashion", fmnist, "sym20"), ("fashion", fmnist, "sym40"), ("fashion", fmnist, "pair40"),
+        ("cifar10n", colour, "worst"),
+    ]  # fmt: skip
     return {f"{name}-{kind}": Row(load, kinds[kind], model, early, late) for name, (load, model, early, late), kind in rows}
 
 

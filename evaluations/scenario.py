@@ -34,6 +34,7 @@ from robust_if.estimators import (
     FlatMinima,
     GradNorm,
     InnerProduct,
+    LabelOdds,
     Loss,
     Random,
     SelfInfluence,
@@ -56,15 +57,17 @@ logger = logging.getLogger(__name__)
 
 #: Samples that the report shows.
 SHOWN = 60
+#: The entry of manifest.json by which an output folder is known as ours.
+MARK = "robust-if run"
 
 
 def detectors(recipe: Recipe, seed: int = 0) -> dict[str, Estimator]:
     """Every estimator that a name on the command line stands for, with its published defaults."""
     plain = Tuning(flatness=Plain(), seed=seed)
     found: list[Estimator] = [
-        Random(seed), Loss(), InnerProduct(), InnerProduct("cosine"), InnerProduct("layer"), Ensemble(seed=seed), GradNorm(), SelfInfluence(),
-        FlatMinima(plain), FlatMinima(replace(plain, flatness=Tuning().flatness)), TunedLoss(Tuning(seed=seed)), ValidationLoss(seed=seed),
-        ConfidentLearning(recipe, seed=seed), NearestNeighbours(),
+        LabelOdds(seed=seed), FlatMinima(plain), FlatMinima(replace(plain, flatness=Tuning().flatness)), InnerProduct(), InnerProduct("cosine"),
+        InnerProduct("layer"), Ensemble(seed=seed), GradNorm(), SelfInfluence(), Loss(), TunedLoss(Tuning(seed=seed)), ValidationLoss(seed=seed),
+        ConfidentLearning(recipe, seed=seed), NearestNeighbours(), Random(seed),
     ]  # fmt: skip
     return {estimator.name: estimator for estimator in found}
 
@@ -124,7 +127,9 @@ def run(plan: Plan, directory: Path, *, progress: Progress = silent, overwrite: 
     Checkpoint.of(task.model).save(directory / "model.safetensors")
     scores = [_scored(estimator, task, prepared, work, progress) for estimator in prepared.estimators]
     weights, threshold, decision = decide(scores[0], plan.remove)
-    suggested = _suggest(prepared, task, work, progress)
+    suggested = scores[0].suggestions
+    if suggested is None:
+        suggested = _suggest(prepared, task, work, progress)
     runs = _accuracies(prepared, weights, suggested, work, progress)
     return _write(prepared, directory, scores, weights, threshold, decision, suggested, runs)
 
@@ -179,9 +184,8 @@ class _Prepared:
             outputs = task.outputs(task.params(), train.batch(slice(0, 2)))
         if outputs.shape[1:] != (len(encoder.classes),):
             raise ValueError(f"model: expected one output per class, shape (B, {len(encoder.classes)}), got {tuple(outputs.shape)}")
-        mark = fingerprint(
-            task.model.state_dict(), train, [fingerprint({}, valid), fingerprint({}, test)], plan.estimators, plan.remove, plan.recipe, plan.repeats, plan.seed
-        )
+        held_out = [fingerprint({}, valid), fingerprint({}, test)]
+        mark = fingerprint(task.model.state_dict(), train, held_out, plan.estimators, plan.remove, plan.recipe, plan.repeats, plan.seed)
         return cls(plan, encoder, train, valid, test, task, tuple(known[name] for name in plan.estimators), mark)
 
     def trained(self, weights: NDArray[np.float64], seed: int, directory: Path, progress: Progress, labels: NDArray[np.int64] | None = None) -> Task:
@@ -196,18 +200,19 @@ class _Prepared:
 def _claim(directory: Path, mark: str, overwrite: bool) -> dict[str, Any] | None:
     """Make the directory ours; the result if this very run has already finished there."""
     manifest, result = directory / "manifest.json", directory / "result.json"
-    if overwrite and manifest.is_file():
+    ours = json.loads(manifest.read_text()).get(MARK) if manifest.is_file() else None
+    if overwrite and ours is not None:
         shutil.rmtree(directory)
-    if manifest.is_file() and json.loads(manifest.read_text()).get("fingerprint") == mark:
+    elif ours == mark:
         if result.is_file() and not (directory / "work").exists():
             finished: dict[str, Any] = json.loads(result.read_text())
             return finished
         logger.info("resuming in %s", directory)
         return None
     if directory.exists() and any(directory.iterdir()):
-        raise ValueError(f"out: {directory} already holds something else; choose another folder, or pass --overwrite if it is an earlier run of this command")
+        raise ValueError(f"out: {directory} is not empty; choose another folder, or pass --overwrite if it holds an earlier run")
     directory.mkdir(parents=True, exist_ok=True)
-    _write_json(manifest, {"fingerprint": mark})
+    _write_json(manifest, {MARK: mark})
     return None
 
 
@@ -216,12 +221,14 @@ def _scored(estimator: Estimator, task: Task, prepared: _Prepared, work: Path, p
     path = work / f"scores-{estimator.name}.npz"
     if path.is_file():
         with np.load(path, allow_pickle=False) as file:
-            return Scores(file["values"], prepared.train.ids, **json.loads(str(file["about"])))
+            suggestions = file.get("suggestions")
+            return Scores(file["values"], prepared.train.ids, suggestions=suggestions, **json.loads(str(file["about"])))
     sweep = Sweep(prepared.plan.batch_size, progress, work / "parts")
     scores = estimator.score(task, prepared.train, target=Utility(prepared.valid), sweep=sweep)
     about = {"estimator": scores.estimator, "target": scores.target, "units": scores.units, "provenance": dict(scores.provenance)}
+    suggestions = {} if scores.suggestions is None else {"suggestions": scores.suggestions}
     part = path.with_suffix(".part.npz")
-    np.savez(part, values=scores.values, about=json.dumps(about))
+    np.savez(part, values=scores.values, about=json.dumps(about), **suggestions)
     os.replace(part, path)
     return scores
 
@@ -229,8 +236,8 @@ def _scored(estimator: Estimator, task: Task, prepared: _Prepared, work: Path, p
 def _suggest(prepared: _Prepared, task: Task, work: Path, progress: Progress) -> NDArray[np.int64]:
     """The label of every sample with the smallest flat-minimum influence (Ye et al. 2025, relabelling)."""
     sweep = Sweep(min(prepared.plan.batch_size, 64), progress, work / "parts")
-    tuning = Tuning(seed=prepared.plan.seed)
-    return FlatMinima(tuning).candidates(task, prepared.train, target=Utility(prepared.valid), sweep=sweep).argmin(1)
+    candidates = FlatMinima(Tuning(seed=prepared.plan.seed)).candidates(task, prepared.train, target=Utility(prepared.valid), sweep=sweep)
+    return np.asarray(candidates.argmin(1))
 
 
 def _accuracies(
@@ -238,7 +245,8 @@ def _accuracies(
 ) -> dict[str, list[float]]:
     """Test accuracies of retrained models: before, after, random and oracle removal, and relabelling; one per seed."""
     plan, n = prepared.plan, len(prepared.train)
-    rng = np.random.default_rng(plan.seed)
+    # A stream of its own: the bare seed may have drawn the noise itself, and would then remove exactly the bad samples.
+    rng = np.random.default_rng([plan.seed, n])
     at_random = np.ones(n)
     at_random[rng.permutation(n)[: int((weights == 0).sum())]] = 0
     corrected = relabel(prepared.train.labels, suggested, weights)

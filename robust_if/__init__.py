@@ -32,8 +32,9 @@ except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0.0.0"
 
 __all__ = [
-    "SAM", "Checkpoint", "Ensemble", "Estimator", "FlatMinima", "FriendlySAM", "Functional", "GradNorm", "InnerProduct", "LabelOdds", "Loss", "LowPass",
-    "Plain", "Random", "Recipe", "Retraining", "Samples", "Scores", "SelfInfluence", "Sweep", "Target", "Task", "TunedLoss", "Tuning", "Utility",
-    "ValidationLoss",
+    "SAM", "Checkpoint", "Ensemble", "Estimator", "FlatMinima", "FriendlySAM", "Functional", "GradNorm", "InnerProduct", "LabelOdds", "Loss",
+    "LowPass",
+    "Plain", "Random", "Recipe", "Retraining", "Samples", "Scores", "SelfInfluence", "Sweep", "Target", "Task", "TunedLoss", "Tuning",
+    "Utility",     "ValidationLoss",
     "as_samples", "automatic_threshold", "load_checkpoint", "relabel", "remove_above", "remove_automatic", "remove_top", "train",
 ]  # fmt: skip

@@ -62,7 +62,7 @@ def demo(
     with _errors():
         train, valid, test = _digits(out_dir.with_name(out_dir.name + "-data"))
         plan = Plan(
-            train, valid, test, DEMO, model="mlp", recipe=Recipe(epochs=EPOCHS["mlp"]), title="Handwritten digits with 20 % wrong labels",
+            train, valid, test, DEMO, model="mlp", recipe=Recipe(epochs=40), title="Handwritten digits with 20 % wrong labels",
             command="robust-if demo",
         )  # fmt: skip
         _finish(_run(plan, out_dir, as_json, overwrite), out_dir, as_json)
@@ -74,14 +74,16 @@ def detect(
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for scores, cleaned data and report; the same command resumes there.")],
     label: Annotated[str | None, typer.Option(help="Column or array with the labels.")] = None,
     sample_id: Annotated[str | None, typer.Option("--id", help="Column or array with the sample ids; the row number by default.")] = None,
-    truth: Annotated[str | None, typer.Option(help="Column with the true labels, or a boolean one marking bad rows: judges the detectors, never seen by them.")] = None,
+    truth: Annotated[
+        str | None, typer.Option(help="Column with the true labels, or a boolean one marking bad rows: judges the detectors, never seen by them.")
+    ] = None,
     valid: Annotated[Path | None, typer.Option(help="Clean validation data in the same format: the samples that the score is about.")] = None,
     valid_fraction: Annotated[float, typer.Option(help="Without --valid: share of the data taken for validation.")] = 0.1,
     test: Annotated[Path | None, typer.Option(help="Test data in the same format, for the accuracy before and after.")] = None,
     test_fraction: Annotated[float, typer.Option(help="Without --test: share of the data taken for the test.")] = 0.2,
     model: Annotated[str | None, typer.Option(help=f"One of {', '.join(MODELS)}, or module:function taking (shape, classes).")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Score with this trained model (safetensors) instead of training one.")] = None,
-    estimator: Annotated[str, typer.Option(help="Comma-separated names, see `robust-if estimators`; the first one decides.")] = "fvm,ip",
+    estimator: Annotated[str, typer.Option(help="Comma-separated names, see `robust-if estimators`; the first one decides.")] = "label-odds,fvm,ip",
     remove: Annotated[str, typer.Option(help="'auto', a share such as 0.1, or a number of samples such as 100.")] = "auto",
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; depends on the model by default.")] = None,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
@@ -104,8 +106,9 @@ def detect(
         name = model or ("cnn" if train_data.kind == "image" else "mlp")
         recipe = Recipe(epochs=epochs or EPOCHS.get(name, 20), lr=lr, optimizer=optimizer, batch_size=batch_size, seed=seed)
         plan = Plan(
-            train_data, valid_data, test_data, tuple(part.strip() for part in estimator.split(",") if part.strip()), remove, name, recipe, checkpoint,
-            repeats=repeats, seed=seed, title=f"Samples that hurt in {data.name}", command=shlex.join(["robust-if", *sys.argv[1:]]), warnings=warnings,
+            train_data, valid_data, test_data, tuple(filter(None, map(str.strip, estimator.split(",")))), remove, name, recipe, checkpoint,
+            repeats=repeats, seed=seed, title=f"Samples that hurt in {data.name}",
+            command=shlex.join(["robust-if", *sys.argv[1:]]), warnings=warnings,
         )  # fmt: skip
         _finish(_run(plan, out_dir, as_json, overwrite), out_dir, as_json)
 
@@ -126,7 +129,7 @@ def estimators() -> None:
     out.print(listing)
 
 
-DEMO = ("fvm", "random", "loss", "ip", "ip-ensemble", "vm", "tuned-loss")
+DEMO = ("label-odds", "fvm", "vm", "ip", "ip-ensemble", "loss", "tuned-loss", "random")
 
 
 def _digits(folder: Path) -> tuple[Dataset, Dataset, Dataset]:
@@ -182,7 +185,7 @@ def _run(plan: Plan, directory: Path, as_json: bool, overwrite: bool) -> dict[st
 
 def _finish(result: dict[str, Any], directory: Path, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(result))
+        typer.echo(json.dumps(result))
         return
     out.print(_detection_table(result))
     out.print(_worst_table(directory))
@@ -193,7 +196,8 @@ def _finish(result: dict[str, Any], directory: Path, as_json: bool) -> None:
 
 
 def _detection_table(result: dict[str, Any]) -> Table:
-    listing = Table(title="Detection" if result["detection"][0]["auroc"] is not None else "Estimators (no truth given to judge them by)", title_justify="left")
+    judged = result["detection"][0]["auroc"] is not None
+    listing = Table(title="Detection" if judged else "Estimators (no truth given to judge them by)", title_justify="left")
     for name in ("estimator", "target", "AUROC", "average precision", "TPR at 1 % FPR", "seconds"):
         listing.add_column(name, justify="left" if name in ("estimator", "target") else "right")
     for row in result["detection"]:

@@ -62,7 +62,7 @@ class Samples:
             if tensor.is_floating_point():
                 bad = ~torch.isfinite(tensor).flatten(1).all(1) if tensor.ndim > 1 else ~torch.isfinite(tensor)
                 if bad.any():
-                    where = [str(i) for i in self.ids[bad.numpy()][:5]]
+                    where = [str(i) for i in self.ids[bad.cpu().numpy()][:5]]
                     raise ValueError(
                         f"data: tensor {position} holds values that are not finite (NaN or infinity) in {int(bad.sum())} of {len(bad)} samples, "
                         f"ids {', '.join(where)}; fill or drop them first"

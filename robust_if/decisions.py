@@ -41,19 +41,21 @@ def remove_above(scores: Scores, threshold: float = 0.0) -> Weights:
 def automatic_threshold(scores: Scores) -> float:
     """The score above which a sample more likely belongs to the harmful of two groups.
 
-    Scores have heavy tails, so they are first bent by asinh, on a scale that leaves the bulk of one Gaussian nearly as it is; then a mixture of two
-    Gaussians is fitted and the threshold is the highest score at which the group with the larger mean does not win. The idea of splitting losses by a
-    two-component mixture is that of Arazo et al. 2019 (arXiv 1904.11238) and DivideMix (arXiv 2002.07394).
+    Scores have heavy tails, so their logarithm is taken, or asinh where some are negative, on a scale that leaves the bulk of one Gaussian nearly as
+    it is; then a mixture of two Gaussians is fitted and the threshold is the highest score at which the group with the larger mean does not win. The
+    idea of splitting losses by a two-component mixture is that of Arazo et al. 2019 (arXiv 1904.11238) and DivideMix (arXiv 2002.07394).
+    Log-odds need none of this: their threshold is 0, where a label is as probably wrong as right.
 
     Returns:
         The threshold in the scores' own unit; the largest score (nothing is removed) where one group describes the data better (by BIC), or the means
         of two are less than two standard deviations apart (Ashman et al. 1994), as they are where one skewed group is cut in half.
     """
+    if scores.units == "log-odds":
+        return 0.0
     values = scores.values
     if len(np.unique(values)) < 3:
         return float(values.max())
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    bent = np.arcsinh((values - middle) / (3 * (high - low) or values.std()))[:, None]
+    bent = _bent(values)[:, None]
     one, two = _mixture(bent, 1), _mixture(bent, 2)
     means, variances = two.means_.ravel(), two.covariances_.ravel()
     if two.bic(bent) >= one.bic(bent) or np.ptp(means) < 2 * np.sqrt(variances.mean()):
@@ -62,6 +64,14 @@ def automatic_threshold(scores: Scores) -> float:
     # Above its own mean a sample is harmful even where the broader group's tail would win again.
     kept = (two.predict(bent) != harmful) & (bent.ravel() < means[harmful])
     return float(values[kept].max()) if kept.any() else float(values.max())
+
+
+def _bent(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logarithm of scores that are never negative; asinh of the others on three times their interquartile range."""
+    if values.min() >= 0:
+        return np.asarray(np.log(np.maximum(values, values[values > 0].min())))
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return np.asarray(np.arcsinh((values - middle) / (3 * (high - low) or values.std())))
 
 
 def _mixture(bent: NDArray[np.float64], groups: int) -> GaussianMixture:

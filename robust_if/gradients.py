@@ -28,6 +28,21 @@ def gradient(function: Callable[[Params], Tensor], params: Params) -> Params:
     return {name: torch.zeros_like(leaf) if grad is None else grad for (name, leaf), grad in zip(leaves.items(), grads, strict=True)}
 
 
+def hessian(function: Callable[[Params], Tensor], params: Params) -> Tensor:
+    """The Hessian of a scalar function over all parameters, ``(p, p)`` in the order of ``params``; memory p², for small models."""
+    shapes = {name: value.shape for name, value in params.items()}
+    sizes = [value.numel() for value in params.values()]
+
+    def flat(vector: Tensor) -> Tensor:
+        parts = torch.split(vector, sizes)
+        return function({name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)})
+
+    vector = torch.cat([value.detach().flatten() for value in params.values()])
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        curvature: Tensor = torch.func.hessian(flat)(vector)
+    return curvature.detach()
+
+
 def directional(task: Task, params: Params, batch: Batch, direction: Params) -> Tensor:
     """⟨∇ℓᵢ(θ), v⟩ for every sample of the batch, shape ``(B,)``.
 

@@ -107,7 +107,7 @@ class Dataset:
         return plain
 
 
-def read(path: str | Path, *, label: str | None = None, id: str | None = None, truth: str | None = None) -> Dataset:
+def read(path: str | Path, *, label: str | None = None, id: str | None = None, truth: str | None = None) -> Dataset:  # noqa: A002
     """The samples in a file or folder.
 
     Args:

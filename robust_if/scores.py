@@ -25,8 +25,8 @@ class Scores:
         ids: ``(n,)`` the samples' ids.
         estimator: name of the estimator, for example ``"fvm"``.
         target: name of the target, for example ``"utility"``; ``""`` where the estimator needs none.
-        units: ``"target"`` if a value is the predicted decrease of the target when the sample is removed; ``"log-odds"`` if it is the logarithm of the
-            odds that the label is wrong; ``"rank"`` if values only order the samples.
+        units: ``"target"`` if a value is the predicted decrease of the target when the sample is removed; ``"log-odds"`` if it is the logarithm of
+            the odds that the label is wrong; ``"rank"`` if values only order the samples.
         members: ``(k, n)`` scores of an ensemble's members, whose mean is ``values``; ``None`` for a single estimator.
         suggestions: ``(n,)`` the label that the estimator would give each sample, where it has an opinion.
         provenance: what a reader needs to repeat or to distrust the scores: settings, seconds, warnings.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from robust_if.data import Samples, to
 from robust_if.task import Batch
@@ -107,15 +108,22 @@ class Sweep:
 
 
 def fingerprint(state: Mapping[str, Tensor], samples: Samples, *settings: object) -> str:
-    """A digest of parameters, data and settings (by their repr); equal digests mean the same computation."""
+    """A digest of parameters, data and settings; equal digests mean the same computation.
+
+    Settings count by their repr, functions by their name. Of a map-style data set the ids and a few samples count, since reading it whole may take
+    long.
+    """
     digest = hashlib.sha256()
     for name, value in state.items():
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     digest.update(repr(samples.ids.tolist()).encode())
-    if isinstance(samples.tensors, tuple):
-        for tensor in samples.tensors:
-            digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    digest.update(repr(settings).encode())
+    probe = torch.linspace(0, len(samples) - 1, min(len(samples), 8)).long()
+    content = samples.tensors if isinstance(samples.tensors, tuple) else tree_leaves(samples.batch(probe))
+    for leaf in content:
+        digest.update(f"{tuple(leaf.shape)}{leaf.dtype}".encode() if isinstance(leaf, Tensor) else repr(leaf).encode())
+        if isinstance(leaf, Tensor):
+            digest.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for setting in settings:
+        digest.update(getattr(setting, "__qualname__", repr(setting)).encode())
     return digest.hexdigest()

@@ -34,7 +34,7 @@ class Target(ABC):
 
     @abstractmethod
     def value(self, task: Task, params: Params) -> Tensor:
-        """T at ``params``, a scalar."""
+        """T at ``params``, a scalar; differentiable in ``params``, with all of the held-out data in one graph."""
 
     @abstractmethod
     def gradient(self, task: Task, params: Params) -> Params:
@@ -93,7 +93,9 @@ class Functional(Target):
         if self.is_mean:
             slopes = torch.ones(1).to(_any(params))
         else:
-            means = self._means(task, params).requires_grad_()
+            with torch.no_grad():
+                means = self._means(task, params)
+            means.requires_grad_()
             with torch.enable_grad():
                 (slopes,) = torch.autograd.grad(self.reduce(means), means)
         total: Params = {}
@@ -107,8 +109,7 @@ class Functional(Target):
         return total
 
     def _means(self, task: Task, params: Params) -> Tensor:
-        with torch.no_grad():
-            sums = [self.moments(task, params, batch).sum(0) for batch in batches(self.data, self.batch_size, _any(params))]
+        sums = [self.moments(task, params, batch).sum(0) for batch in batches(self.data, self.batch_size, _any(params))]
         return torch.stack(sums).sum(0) / len(self.data)
 
     def minibatch(self, size: int, generator: torch.Generator) -> Self:

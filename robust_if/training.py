@@ -94,7 +94,8 @@ def train(
 ) -> list[Checkpoint]:
     """Train a copy of the task's model from its present parameters, and return checkpoints, the last one last.
 
-    The loss of an epoch is Σ wᵢ ℓᵢ / Σ wᵢ over each batch; samples of weight 0 are left out altogether, so they reach no batch statistics either.
+    The loss of a batch is the mean of wᵢ ℓᵢ, with weights scaled to a mean of 1 over the data; samples of weight 0 are left out altogether, so that
+    they reach no batch statistics either.
 
     Args:
         task: model and loss; only the parameters that the task names are trained.
@@ -109,13 +110,14 @@ def train(
     data = as_samples(data)
     w = _weights(weights, len(data))
     kept = np.flatnonzero(w)
-    samples, w = data.take(kept), w[kept]
+    samples, w = data.take(kept), w[kept] / w[kept].mean()
     model = copy.deepcopy(task.model)
     trained = {name: value for name, value in model.named_parameters() if name in task.params()}
     for name, value in model.named_parameters():
         value.requires_grad_(name in trained)
     optimizer = _optimizer(recipe, list(trained.values()))
-    state = _Resume(directory, fingerprint(task.model.state_dict(), samples, recipe, w.tolist(), task.patterns) if directory else "")
+    mark = fingerprint(task.model.state_dict(), samples, recipe, recipe.augment, w.tolist(), task.patterns, task.loss) if directory else ""
+    state = _Resume(directory, mark)
     checkpoints, start = state.load(model, optimizer)
     with torch.random.fork_rng():
         for epoch in progress(range(start, recipe.epochs), "train"):
@@ -141,16 +143,13 @@ def _epoch(
     correct, like = 0, next(model.parameters())
     model.train()
     order = torch.randperm(len(samples), generator=generator)
-    for rows in torch.split(order, recipe.batch_size):
-        if len(rows) == 1 and recipe.batch_size > 1 and len(samples) > 1:
-            continue  # batch normalisation cannot train on a single sample; another order brings it in next epoch
+    for rows in _chunks(order, recipe.batch_size):
         batch = to(samples.batch(rows), like)
         if recipe.augment is not None:
             batch = recipe.augment(batch, generator)
         outputs = task.forward(model, batch)
         losses = task.loss(outputs, batch)
-        w = weights[rows].to(losses)
-        loss = (w * losses).sum() / w.sum()
+        loss = (weights[rows].to(losses) * losses).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -160,6 +159,14 @@ def _epoch(
     if not torch.isfinite(loss):
         raise ValueError(f"training diverged in epoch {epoch + 1}: the loss is {loss.item()}; lower the learning rate ({recipe.lr})")
     return correct / len(samples)
+
+
+def _chunks(order: Tensor, size: int) -> list[Tensor]:
+    """Pieces of ``size``; a single sample that is left over joins the last piece, since batch normalisation cannot train on one."""
+    pieces = list(torch.split(order, size))
+    if size > 1 and len(pieces) > 1 and len(pieces[-1]) == 1:
+        pieces[-2:] = [torch.cat(pieces[-2:])]
+    return pieces
 
 
 def _optimizer(recipe: Recipe, params: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -111,6 +111,7 @@ class Tuning:
         lr: learning rate, constant.
         batch_size: held-out samples per step.
         momentum: of SGD.
+        weight_decay: adds ``weight_decay`` · θ to the gradient, an L2 penalty of half of it.
         flatness: :class:`LowPass`, :class:`SAM`, :class:`FriendlySAM`, or :class:`Plain` for empirical risk minimisation.
         seed: draws batches and noise.
     """
@@ -119,6 +120,7 @@ class Tuning:
     lr: float = 0.01
     batch_size: int = 128
     momentum: float = 0.9
+    weight_decay: float = 0.0
     flatness: LowPass | SAM | FriendlySAM | Plain = LowPass()
     seed: int = 0
 
@@ -138,7 +140,7 @@ class Tuning:
         """
         generator = torch.Generator().manual_seed(self.seed)
         params = {name: value.clone() for name, value in task.params().items()}
-        optimizer = torch.optim.SGD(list(params.values()), lr=self.lr, momentum=self.momentum)
+        optimizer = torch.optim.SGD(list(params.values()), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         slope = self.flatness.start()
         for _ in progress(range(self.steps), "tune"):
             grads = slope(task, params, target.minibatch(self.batch_size, generator), generator)

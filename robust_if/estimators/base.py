@@ -11,10 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from robust_if.checkpoints import Checkpoint
-from robust_if.data import Samples, as_samples
+from robust_if.data import Samples, as_samples, to
 from robust_if.scores import Scores, Units
 from robust_if.sweep import Sweep, fingerprint
 from robust_if.targets import Target
@@ -44,14 +43,15 @@ class Job:
         if self.sweep.directory is not None:
             held_out = self.target.held_out if self.target else ()
             data = [fingerprint({}, part) for part in (self.train, *held_out)]
-            mark = fingerprint(self.task.model.state_dict(), self.samples, self.name, self.task.patterns, self.settings, settings, data)
+            task = self.task
+            mark = fingerprint(
+                task.model.state_dict(), self.samples, self.name, task.patterns, task.loss, task.forward, self.settings, self.target, settings, data
+            )
         like = next(self.task.model.parameters())
         return self.sweep.map(function, self.samples, like, name=self.name, fingerprint=mark).numpy()
 
     def probe(self) -> Batch:
         """A few samples on the model's device, on which layer rules are verified."""
-        from robust_if.data import to
-
         return to(self.samples.batch(slice(0, 4)), next(self.task.model.parameters()))
 
 
@@ -115,31 +115,19 @@ class Estimator(ABC):
         begin = time.perf_counter()
         data = as_samples(train)
         scored = data if samples is None else as_samples(samples)
-        tasks = [task.at(checkpoint.state) for checkpoint in checkpoints] or [task]
-        weights = torch.tensor([checkpoint.weight for checkpoint in checkpoints] or [1.0], dtype=torch.float64).numpy()
-        suffix = f"-{target.name}" if target and self.needs_target else ""
-        results = [
-            self.estimate(Job(each, data, scored, target, sweep, f"{self.name}{suffix}" + (f"-{k}" if len(tasks) > 1 else ""), repr(self)))
-            for k, each in enumerate(tasks)
-        ]
+        asked = target.name if target and self.needs_target else ""
+        job = Job(task, data, scored, target, sweep, f"{self.name}-{asked}" if asked else self.name, repr(self))
+        jobs = (replace(job, task=task.at(each.state), name=f"{job.name}-{k}") for k, each in enumerate(checkpoints)) if checkpoints else [job]
+        results = [self.estimate(each) for each in jobs]  # one copy of the model at a time
+        weights = np.array([checkpoint.weight for checkpoint in checkpoints] or [1.0])
         members = [result.members for result in results if result.members is not None]
         return Scores(
-            values=sum((w * result.values for w, result in zip(weights, results, strict=True)), np.zeros(len(scored))),
+            values=np.tensordot(weights, np.stack([result.values for result in results]), 1),
             ids=scored.ids,
             estimator=self.name,
-            target=target.name if target and self.needs_target else "",
+            target=asked,
             units=self.units,
-            members=sum((w * m for w, m in zip(weights, members, strict=True)), np.zeros(1)) if members else None,
+            members=np.tensordot(weights, np.stack(members), 1) if members else None,
             suggestions=results[-1].suggestions,
             provenance={"estimator": repr(self), "seconds": time.perf_counter() - begin, "torch": torch.__version__, **results[-1].notes},
         )
-
-
-def inner(a: Params, b: Params) -> Tensor:
-    """⟨a, b⟩ over all parameters, a scalar."""
-    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
-
-
-def with_sweep(job: Job, name: str) -> Job:
-    """The same job under another name, so that its parts are kept apart."""
-    return replace(job, name=f"{job.name}-{name}")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robust_if.data import as_samples, batches
 from robust_if.estimators.base import Estimator, Job, Result
+from robust_if.gradients import hessian
 from robust_if.layers import LayerGradients
 from robust_if.preconditioners import diagonal_fisher
 from robust_if.sweep import Sweep, fingerprint
@@ -21,6 +22,9 @@ from robust_if.task import Batch, Params, Task
 from robust_if.tuning import Plain, Tuning
 
 logger = logging.getLogger(__name__)
+
+#: Parameters up to which the Hessian is formed.
+LARGEST = 10_000
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class FlatMinima(Estimator):
 
     Args:
         tuning: how θ̃ is found from the trained parameters.
+        curvature: ``"diagonal"``, M = diag(1 / (F + damping)) with the empirical Fisher F; or ``"exact"``, M = (∇²T + damping · I)⁻¹, for models of
+            up to 10,000 parameters. The damping of the exact form is an L2 penalty; tune with the same ``weight_decay``.
         fisher: whose samples F averages over, the target's held-out data or the training data.
         damping: added to F. Where it exceeds F for most parameters the score is close to a plain gradient norm, and a warning says so.
 
@@ -41,10 +47,13 @@ class FlatMinima(Estimator):
     """
 
     tuning: Tuning = field(default_factory=Tuning)
+    curvature: Literal["diagonal", "exact"] = "diagonal"
     fisher: Literal["held_out", "train"] = "held_out"
     damping: float = 1e-8
 
     def __post_init__(self) -> None:
+        if self.curvature not in ("diagonal", "exact"):
+            raise ValueError(f"curvature: expected 'diagonal' or 'exact', got {self.curvature!r}")
         if self.fisher not in ("held_out", "train"):
             raise ValueError(f"fisher: expected 'held_out' or 'train', got {self.fisher!r}")
         if not self.damping > 0:
@@ -56,10 +65,29 @@ class FlatMinima(Estimator):
 
     def estimate(self, job: Job) -> Result:
         assert job.target is not None
+        if self.curvature == "exact":
+            return self._exact(job, job.target)
         params, metric, notes = self._tuned(job.task, job.train, job.target, job.sweep)
         gradients = LayerGradients(job.task, params, job.probe())
-        values = job.map(lambda batch: _total(gradients.quadratic(batch, metric)), self)
+        values = job.map(lambda batch: torch.stack(list(gradients.quadratic(batch, metric).values())).sum(0))
         return Result(values, notes=notes)
+
+    def _exact(self, job: Job, target: Target) -> Result:
+        size = sum(value.numel() for value in job.params.values())
+        if size > LARGEST:
+            raise ValueError(f"curvature: the exact Hessian is for up to {LARGEST:,} parameters, this task has {size:,}; use 'diagonal'")
+        params = self.tuning.run(job.task, target, job.sweep.progress)
+        curvature = hessian(lambda p: target.value(job.task, p), params)
+        factor, failed = torch.linalg.cholesky_ex(curvature + self.damping * torch.eye(size).to(curvature))
+        if failed:
+            raise ValueError(f"curvature: the Hessian of {target.name} plus damping {self.damping} is not positive definite; raise the damping")
+        gradients = LayerGradients(job.task, params, job.probe())
+
+        def quadratic(batch: Batch) -> Tensor:
+            grads = torch.cat([each.flatten(1) for _, each in gradients.dense(batch)], 1)
+            return (grads * torch.cholesky_solve(grads.T, factor).T).sum(1)
+
+        return Result(job.map(quadratic), notes={"target_at_minimum": float(target.value(job.task, params))})
 
     def pairs(self, task: Task, train: Any, *, target: Target, queries: Any, sweep: Sweep = Sweep()) -> NDArray[np.float64]:  # noqa: B008 - frozen
         """(g_qᵀ M g_i)² for every training sample i and query q, shape ``(n, q)``: which samples matter for which held-out sample.
@@ -86,8 +114,8 @@ class FlatMinima(Estimator):
     def candidates(self, task: Task, train: Any, *, target: Target, sweep: Sweep = Sweep()) -> NDArray[np.float64]:  # noqa: B008 - frozen
         """The score of every sample under every label, shape ``(n, K)``; the smallest in a row is the label to suggest.
 
-        For cross-entropy g_c = Jᵀ(p − e_c) with J the Jacobian of the logits, so that A = J M Jᵀ (K x K) gives all K scores in one pass:
-        I_c = (p − e_c)ᵀ A (p − e_c).
+        For cross-entropy, the loss that this assumes, g_c = Jᵀ(p − e_c) with J the Jacobian of the logits, so that A = J M Jᵀ (K x K) gives all K
+        scores in one pass: I_c = (p − e_c)ᵀ A (p − e_c).
         """
         samples = as_samples(train)
         params, metric, _ = self._tuned(task, samples, target, sweep)
@@ -95,6 +123,8 @@ class FlatMinima(Estimator):
         return job.map(lambda batch: _label_scores(task, params, metric, batch))
 
     def _tuned(self, task: Task, train: Any, target: Target, sweep: Sweep) -> tuple[Params, Params, dict[str, Any]]:
+        if self.curvature != "diagonal":
+            raise ValueError(f"curvature: pairs and candidates are for 'diagonal', got {self.curvature!r}")
         params = self.tuning.run(task, target, sweep.progress)
         fisher = diagonal_fisher(task, params, target.held_out if self.fisher == "held_out" else [train], sweep.batch_size)
         count = sum(value.numel() for value in fisher.values())
@@ -106,10 +136,6 @@ class FlatMinima(Estimator):
             )  # fmt: skip
         metric = {name: 1 / (value + self.damping) for name, value in fisher.items()}
         return params, metric, {"damped_share": damped, "target_at_minimum": float(target.value(task, params))}
-
-
-def _total(parts: dict[str, Tensor]) -> Tensor:
-    return torch.stack(list(parts.values())).sum(0)
 
 
 def _label_scores(task: Task, params: Params, metric: Params, batch: Batch) -> Tensor:

@@ -131,7 +131,8 @@ class _Neighbours:
 
     def __init__(self, samples: Samples, clean: Samples, k: int) -> None:
         everything = np.concatenate([part.batch(slice(None))[0].flatten(1).float().cpu().numpy() for part in (samples, clean)])
-        found = NearestNeighbors(n_neighbors=min(k + 1, len(everything))).fit(everything).kneighbors(everything[: len(samples)], return_distance=False)
+        search = NearestNeighbors(n_neighbors=min(k + 1, len(everything))).fit(everything)
+        found = search.kneighbors(everything[: len(samples)], return_distance=False)
         itself = found == np.arange(len(samples))[:, None]
         itself[~itself.any(1), -1] = True  # among exact copies a sample may be missing from its own list: the farthest one leaves
         self.index = found[~itself].reshape(len(samples), -1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -57,8 +56,8 @@ class Retraining(Estimator):
     def _target(self, job: Job, weights: ArrayLike) -> float:
         assert job.target is not None
         values = []
-        for recipe in _seeded(self.recipe, self.seeds):
-            task = trained(job.task, job.train, recipe, weights)
+        for seed in self.seeds:
+            task = trained(job.task, job.train, replace(self.recipe, seed=seed), weights)
             values.append(float(job.target.value(task, task.params())))
         return float(np.mean(values))
 
@@ -68,7 +67,3 @@ def trained(task: Task, data: Samples, recipe: Recipe, weights: ArrayLike | None
     return task.at(train(task, data, recipe, weights=weights)[-1].state)
 
 
-def _seeded(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
-    from dataclasses import replace
-
-    return [replace(recipe, seed=seed) for seed in seeds]

@@ -14,7 +14,7 @@ from robust_if.task import Params
 
 RIDGE = 0.05
 RECIPE = Recipe(epochs=60, lr=1.0, momentum=0.5, batch_size=1000, weight_decay=RIDGE, schedule="constant")  # gradient descent down to rounding
-N, FLIPPED = 48, 4
+N, FLIPPED = 48, 12
 
 
 def ridge_risk(task: Task, data: Samples, params: Params) -> torch.Tensor:
@@ -59,10 +59,13 @@ def test_leave_one_out_is_retraining_by_hand_and_influence_predicts_it(setting: 
     clear = np.abs(predicted) > 0.1 * np.abs(predicted).max()
     assert (np.sign(predicted) == np.sign(got.values))[clear].all()
 
-    assert (got.values[:FLIPPED] > 0).all()  # a wrong label is harmful: without it the target is lower
+    def wrong_labels_are_the_harmful_ones(values: np.ndarray) -> bool:  # but for a few near the boundary, where they are as good as right
+        return bool((values[:FLIPPED] > 0).mean() >= 0.75 and values[:FLIPPED].mean() > 0 > values[FLIPPED:].mean())
+
+    assert wrong_labels_are_the_harmful_ones(got.values)
     product = InnerProduct().score(task, data, target=target).values
     assert np.corrcoef(product, got.values)[0, 1] >= 0.9
-    assert (product[:FLIPPED] > 0).all()
+    assert wrong_labels_are_the_harmful_ones(product)
 
 
 def test_leave_group_out_gives_every_sample_the_effect_of_its_group(setting: tuple[Task, Samples, Utility]) -> None:

@@ -66,7 +66,8 @@ def test_sums_and_multiples_are_those_of_value_and_gradient() -> None:
     c = case("mlp")
     utility, gap, params = Utility(c.valid), Gap(c.valid), c.task.params()
     both = 2 * utility + gap * -0.5
-    assert both.value(c.task, params).item() == pytest.approx(2 * utility.value(c.task, params).item() - 0.5 * gap.value(c.task, params).item(), rel=1e-14)
+    values = [target.value(c.task, params).item() for target in (utility, gap)]
+    assert both.value(c.task, params).item() == pytest.approx(2 * values[0] - 0.5 * values[1], rel=1e-14)
     expected = 2 * flat(utility.gradient(c.task, params)) - 0.5 * flat(gap.gradient(c.task, params))
     assert relative(flat(both.gradient(c.task, params)), expected) <= 1e-14
     assert both.name == "2*utility+-0.5*gap"
