@@ -171,7 +171,7 @@ def run(name: str, seeds: range, regimes: tuple[str, ...], only: tuple[str, ...]
 
 def table() -> str:
     """Mean ± standard deviation of the AUROC over seeds, estimators down, rows and regimes across."""
-    records = pd.DataFrame([json.loads(line) for path in sorted(RESULTS.glob("*.jsonl")) for line in path.read_text().splitlines()])
+    records = pd.DataFrame([json.loads(line) for path in sorted(RESULTS.glob("*-*.jsonl")) for line in path.read_text().splitlines()])
     records["column"] = records["row"] + " " + records["regime"]
     order = [estimator.name for estimator in estimators(next(iter(ROWS.values())), 0)]
     columns = [f"{row} {regime}" for row in ROWS for regime in ("early", "memorised") if f"{row} {regime}" in set(records["column"])]

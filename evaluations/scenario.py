@@ -7,6 +7,7 @@ the bad ones (where the truth is known), stand beside it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -118,6 +119,8 @@ def run(plan: Plan, directory: Path, *, progress: Progress = silent, overwrite: 
     Raises:
         ValueError: if the data or the plan are not fit to run; before any long work.
     """
+    if directory.resolve() in plan.train.path.resolve().parents:
+        raise ValueError(f"out: {directory} holds the data {plan.train.path}; choose another folder")
     prepared = _Prepared.of(plan)
     finished = _claim(directory, prepared.mark, overwrite)
     if finished is not None:
@@ -135,7 +138,7 @@ def run(plan: Plan, directory: Path, *, progress: Progress = silent, overwrite: 
 
 
 def decide(scores: Scores, remove: str) -> tuple[NDArray[np.float64], float | None, str]:
-    """Weights, threshold (where there is one) and a description, from ``"auto"``, a share with a point in it, or a whole number.
+    """Weights, threshold (where there is one) and a description, from ``"auto"``, a share, or a whole number without a point.
 
     Raises:
         ValueError: if ``remove`` is none of these, or out of range.
@@ -144,12 +147,13 @@ def decide(scores: Scores, remove: str) -> tuple[NDArray[np.float64], float | No
         threshold = automatic_threshold(scores)
         return remove_above(scores, threshold), threshold, "automatic threshold"
     try:
-        number = float(remove)
+        if remove.isdigit():
+            return remove_top(scores, k=int(remove)), None, f"the highest {int(remove)}"
+        return remove_top(scores, fraction=float(remove)), None, f"the highest {float(remove):.1%}"
     except ValueError:
-        raise ValueError(f"remove: expected 'auto', a share such as 0.1, or a number of samples such as 100, got {remove!r}") from None
-    if "." in remove:
-        return remove_top(scores, fraction=number), None, f"the highest {number:.1%}"
-    return remove_top(scores, k=int(number)), None, f"the highest {int(number)}"
+        raise ValueError(
+            f"remove: expected 'auto', a share from 0.0 to 1.0 such as 0.1, or a number of samples up to {len(scores)} such as 100, got {remove!r}"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -173,19 +177,19 @@ class _Prepared:
             raise ValueError(f"estimator: expected some of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
         if len(set(plan.estimators)) < len(plan.estimators):
             raise ValueError(f"estimator: expected each name once, got {', '.join(plan.estimators)}")
-        decide(Scores(np.arange(len(plan.train), dtype=float), plan.train.ids, "check"), plan.remove)
+        if plan.repeats < 1:
+            raise ValueError(f"repeats: expected at least 1, got {plan.repeats}")
+        if plan.remove != "auto" and not decide(Scores(np.zeros(len(plan.train)), plan.train.ids, "check"), plan.remove)[0].any():
+            raise ValueError(f"remove: expected some of the {len(plan.train)} samples to stay, but {plan.remove} removes all")
         check_split(plan.train, plan.valid)
         encoder = Encoder.fit(plan.train)
-        train, valid, test = (encoder.samples(data) for data in (plan.train, plan.valid, plan.test))
-        task = Task(models.build(plan.model, encoder.shape, len(encoder.classes), plan.seed))
+        train, valid, test = (_encoded(encoder, data, name) for name, data in (("train", plan.train), ("valid", plan.valid), ("test", plan.test)))
+        task = _untrained(plan, encoder, train)
         if plan.checkpoint is not None:
             task = task.at(load_checkpoint(plan.checkpoint, task.model).state)
-        with torch.no_grad():
-            outputs = task.outputs(task.params(), train.batch(slice(0, 2)))
-        if outputs.shape[1:] != (len(encoder.classes),):
-            raise ValueError(f"model: expected one output per class, shape (B, {len(encoder.classes)}), got {tuple(outputs.shape)}")
-        held_out = [fingerprint({}, valid), fingerprint({}, test)]
-        mark = fingerprint(task.model.state_dict(), train, held_out, plan.estimators, plan.remove, plan.recipe, plan.repeats, plan.seed)
+        data = [fingerprint({}, valid), fingerprint({}, test), str(plan.train.path), _digest(plan.train.mislabelled)]
+        settings = (plan.model, plan.estimators, plan.remove, plan.recipe, plan.repeats, plan.seed)
+        mark = fingerprint(task.model.state_dict(), train, data, *settings)
         return cls(plan, encoder, train, valid, test, task, tuple(known[name] for name in plan.estimators), mark)
 
     def trained(self, weights: NDArray[np.float64], seed: int, directory: Path, progress: Progress, labels: NDArray[np.int64] | None = None) -> Task:
@@ -197,10 +201,38 @@ class _Prepared:
         return start.at(state)
 
 
+def _encoded(encoder: Encoder, data: Dataset, name: str) -> Samples:
+    try:
+        return encoder.samples(data)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _untrained(plan: Plan, encoder: Encoder, train: Samples) -> Task:
+    """The model with its initial parameters, tried on two samples: whatever the user's own code raises is an error in the argument ``model``."""
+    classes = len(encoder.classes)
+    try:
+        task = Task(models.build(plan.model, encoder.shape, classes, plan.seed))
+        with torch.no_grad():
+            outputs = task.outputs(task.params(), train.batch(slice(0, 2)))
+        task.reset(plan.seed)
+    except Exception as error:
+        message = str(error)
+        raise ValueError(message if message.startswith("model: ") else f"model: {plan.model} failed: {type(error).__name__}: {message}") from error
+    if not isinstance(outputs, torch.Tensor) or outputs.shape[1:] != (classes,):
+        got = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        raise ValueError(f"model: expected one output per class, shape (B, {classes}), got {got}")
+    return task
+
+
+def _digest(mask: NDArray[np.bool_] | None) -> str:
+    return "" if mask is None else hashlib.sha256(mask.tobytes()).hexdigest()
+
+
 def _claim(directory: Path, mark: str, overwrite: bool) -> dict[str, Any] | None:
     """Make the directory ours; the result if this very run has already finished there."""
     manifest, result = directory / "manifest.json", directory / "result.json"
-    ours = json.loads(manifest.read_text()).get(MARK) if manifest.is_file() else None
+    ours = _mark(manifest)
     if overwrite and ours is not None:
         shutil.rmtree(directory)
     elif ours == mark:
@@ -214,6 +246,15 @@ def _claim(directory: Path, mark: str, overwrite: bool) -> dict[str, Any] | None
     directory.mkdir(parents=True, exist_ok=True)
     _write_json(manifest, {MARK: mark})
     return None
+
+
+def _mark(manifest: Path) -> str | None:
+    """The mark of the run whose folder this is; ``None`` for somebody else's folder."""
+    try:
+        found = json.loads(manifest.read_text())
+    except (OSError, ValueError):
+        return None
+    return found.get(MARK) if isinstance(found, dict) else None
 
 
 def _scored(estimator: Estimator, task: Task, prepared: _Prepared, work: Path, progress: Progress) -> Scores:
@@ -292,6 +333,8 @@ def _write(
             for i in worst
         ],
     )
+    for copy in ("cleaned", "relabelled"):  # left by an interruption at this very place
+        shutil.rmtree(directory / copy, ignore_errors=True)
     cleaned = data.write(directory / "cleaned", ~removed, data.labels)
     relabelled = data.write(directory / "relabelled", np.ones(len(data), dtype=bool), relabel(data.labels, suggested, weights))
     accuracies: dict[str, float | None] = {name: float(np.mean(values)) for name, values in runs.items()}

@@ -104,7 +104,7 @@ def detect(
             seed,
         )
         name = model or ("cnn" if train_data.kind == "image" else "mlp")
-        recipe = Recipe(epochs=epochs or EPOCHS.get(name, 20), lr=lr, optimizer=optimizer, batch_size=batch_size, seed=seed)
+        recipe = Recipe(epochs=EPOCHS.get(name, 20) if epochs is None else epochs, lr=lr, optimizer=optimizer, batch_size=batch_size, seed=seed)
         plan = Plan(
             train_data, valid_data, test_data, tuple(filter(None, map(str.strip, estimator.split(",")))), remove, name, recipe, checkpoint,
             repeats=repeats, seed=seed, title=f"Samples that hurt in {data.name}",
@@ -117,7 +117,7 @@ def detect(
 def report(directory: Annotated[Path, typer.Argument(help="Folder that demo or detect wrote.")]) -> None:
     """Make report.html anew from a finished run."""
     with _errors():
-        out.print(f"wrote {pages.render(directory)}", soft_wrap=True)
+        out.print(f"wrote {pages.render(directory)}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -139,10 +139,20 @@ def _digits(folder: Path) -> tuple[Dataset, Dataset, Dataset]:
     pixels, labels = (images[order] * 255 / 16).astype(np.uint8).reshape(-1, 8, 8), labels[order]
     noisy = symmetric(as_samples((pixels[:1200], labels[:1200])), 0.2, seed=0).data.labels.numpy()
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "train.npz", images=pixels[:1200], labels=noisy, truth=labels[:1200])
-    np.savez(folder / "valid.npz", images=pixels[1200:1400], labels=labels[1200:1400])
-    np.savez(folder / "test.npz", images=pixels[1400:], labels=labels[1400:])
+    _save(folder / "train.npz", images=pixels[:1200], labels=noisy, truth=labels[:1200])
+    _save(folder / "valid.npz", images=pixels[1200:1400], labels=labels[1200:1400])
+    _save(folder / "test.npz", images=pixels[1400:], labels=labels[1400:])
     return read(folder / "train.npz", truth="truth"), read(folder / "valid.npz"), read(folder / "test.npz")
+
+
+def _save(path: Path, **arrays: Any) -> None:
+    """Write an archive, unless it is there already; another file of that name is not overwritten."""
+    if not path.exists():
+        np.savez(path, **arrays)
+        return
+    with np.load(path, allow_pickle=False) as file:
+        if set(file.files) != set(arrays) or not all(np.array_equal(file[name], array) for name, array in arrays.items()):
+            raise ValueError(f"out: {path} exists and holds something else; choose another folder")
 
 
 def _splits(
@@ -155,7 +165,10 @@ def _splits(
             continue
         if not 0 < fractions[i] < 1:
             raise ValueError(f"{name[:5]}-fraction: expected a share between 0 and 1, got {fractions[i]}")
-        rest, held = train_test_split(np.arange(len(data)), test_size=fractions[i], random_state=seed + i, stratify=data.labels)
+        try:
+            rest, held = train_test_split(np.arange(len(data)), test_size=fractions[i], random_state=seed + i, stratify=data.labels)
+        except ValueError as error:
+            raise ValueError(f"{name[:5]}-fraction: cannot split {fractions[i]} off by class: {error}") from None
         part, data = _corrected(data.take(np.sort(held))), data.take(np.sort(rest))
         if part.truth is None:
             warnings.append(f"The {name} data were split off the same file, so they are as noisy as it is; pass checked samples where you can.")
@@ -192,7 +205,7 @@ def _finish(result: dict[str, Any], directory: Path, as_json: bool) -> None:
     out.print(_accuracy_table(result))
     out.print(f"removed {result['removed']} of {result['n_train']} samples ({result['decision']} on {result['decided_by']})")
     for what in ("scores", "cleaned", "relabelled", "report"):
-        out.print(f"{what:>10}  {result['files'][what]}", soft_wrap=True)
+        out.print(f"{what:>10}  {result['files'][what]}", soft_wrap=True, markup=False)
 
 
 def _detection_table(result: dict[str, Any]) -> Table:
@@ -214,7 +227,7 @@ def _worst_table(directory: Path) -> Table:
         listing.add_column(name, justify="right" if name == "score" else "left")
     merged = samples.assign(score=scores[column]).sort_values("score", ascending=False, kind="stable")
     for row in merged.head(20).itertuples():
-        listing.add_row(str(row.id), str(row.label), str(row.suggested_label), f"{row.score:.4g}", "yes" if row.removed else "no")
+        listing.add_row(*(escape(str(each)) for each in (row.id, row.label, row.suggested_label)), f"{row.score:.4g}", "yes" if row.removed else "no")
     return listing
 
 
@@ -239,7 +252,7 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        err.print("interrupted; what was done is kept, and the same command goes on from there")
+        err.print("interrupted; what was done is kept, and the same command (without --overwrite) goes on from there")
         raise typer.Exit(1) from None
     except (ValueError, TypeError, OSError, ImportError) as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)

@@ -173,7 +173,7 @@ def detection(contents: Contents) -> list[dict[str, Any]]:
         for key, title in METRICS.items():
             known = [(other[key], text[key]) for other, text in zip(entries, shown, strict=True) if other.get(key) is not None]
             # Compared as shown: two values that read the same are both best.
-            winner = (min if key == "seconds" else max)(known)[1] if len(known) > 1 else None
+            winner = max(known)[1] if key != "seconds" and len(known) > 1 else None
             interval = entry.get("auroc_interval") if key == "auroc" else None
             spread = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
             cells.append({"title": title, "text": texts[key], "interval": spread, "best": entry.get(key) is not None and texts[key] == winner})

@@ -99,15 +99,17 @@ def test_scores_resume_after_an_interruption(tmp_path: Path) -> None:
     c = case("mlp")
     target = Utility(c.valid)
     sweep = Sweep(batch_size=2, rows_per_part=4, directory=tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        InnerProduct().score(c.task, c.train, target=target, sweep=replace(sweep, progress=interrupt_after(2)))
     calls: list[int] = []
 
     def loss(outputs: Tensor, batch: Any) -> Tensor:
         calls.append(len(batch[0]))
         return torch.nn.functional.cross_entropy(outputs, batch[1], reduction="none")
 
-    got = InnerProduct().score(Task(c.task.model, loss), c.train, target=target, sweep=sweep)
+    task = Task(c.task.model, loss)
+    with pytest.raises(KeyboardInterrupt):
+        InnerProduct().score(task, c.train, target=target, sweep=replace(sweep, progress=interrupt_after(2)))
+    calls.clear()
+    got = InnerProduct().score(task, c.train, target=target, sweep=sweep)
     assert sum(calls) - len(c.valid) == TRAIN - 8
     assert np.allclose(got.values, InnerProduct().score(c.task, c.train, target=target).values, rtol=1e-12)
 

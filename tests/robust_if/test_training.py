@@ -113,7 +113,7 @@ OTHER_RUNS: dict[str, Any] = {
     "seed": lambda task, data: (task, data, replace(SGD, seed=1), None),
     "data": lambda task, data: (task, data.take(range(12)), SGD, None),
     "labels": lambda task, data: (task, data.with_labels(np.zeros(TRAIN)), SGD, None),
-    "weights": lambda task, data: (task, data, SGD, np.full(TRAIN, 0.5)),
+    "weights": lambda task, data: (task, data, SGD, np.linspace(0.5, 1, TRAIN)),
     "model": lambda task, data: (task.reset(4), data, SGD, None),
     "parameters": lambda task, data: (replace(task, parameters="4.*"), data, SGD, None),
 }
