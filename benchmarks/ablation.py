@@ -47,10 +47,10 @@ def run(names: list[str], seeds: int) -> None:
                     continue
                 scores = replace(estimator, seed=seed).score(task, poisoned.data, target=rif.Utility(valid))
                 auroc = detection(scores, poisoned.mask, replicates=0).auroc
-                with PATH.open("a") as file:
                 record = {"row": name, "seed": seed, "variant": variant, "auroc": auroc, "seconds": scores.provenance["seconds"]}
                 with PATH.open("a") as file:
                     file.write(json.dumps(record) + "\n")
+                print(f"{name} seed {seed} AUROC {auroc:.4f} {record['seconds']:6.1f} s  {variant}", flush=True)
 
 
 def table() -> str:

@@ -60,6 +60,8 @@ logger = logging.getLogger(__name__)
 SHOWN = 60
 #: The entry of manifest.json by which an output folder is known as ours.
 MARK = "robust-if run"
+#: Estimators that draw the model's parameters anew.
+STARTS_AFRESH = frozenset({"label-odds", "valid-only", "confident-learning"})
 
 
 def detectors(recipe: Recipe, seed: int = 0) -> dict[str, Estimator]:
@@ -81,6 +83,7 @@ class Plan:
         train: what is searched; its ``mislabelled`` mask, where known, is used to judge and never to score.
         valid: clean samples that the target looks at.
         test: samples for the accuracy before and after.
+        whole: the data that ``train`` was split from, if it was; the cleaned copy keeps the samples that were split off.
         estimators: by name, see :func:`detectors`; the first one decides.
         remove: ``"auto"`` for the automatic threshold, a share such as ``"0.1"``, or a number of samples such as ``"100"``.
         model: name of a ready model, or ``module:function``.
@@ -106,6 +109,7 @@ class Plan:
     title: str = "Samples that hurt"
     command: str = ""
     warnings: tuple[str, ...] = ()
+    whole: Dataset | None = None
 
 
 def run(plan: Plan, directory: Path, *, progress: Progress = silent, overwrite: bool = False) -> dict[str, Any]:
@@ -215,7 +219,8 @@ def _untrained(plan: Plan, encoder: Encoder, train: Samples) -> Task:
         task = Task(models.build(plan.model, encoder.shape, classes, plan.seed))
         with torch.no_grad():
             outputs = task.outputs(task.params(), train.batch(slice(0, 2)))
-        task.reset(plan.seed)
+        if STARTS_AFRESH.intersection(plan.estimators):
+            task.reset(plan.seed)
     except Exception as error:
         message = str(error)
         raise ValueError(message if message.startswith("model: ") else f"model: {plan.model} failed: {type(error).__name__}: {message}") from error
@@ -335,8 +340,12 @@ def _write(
     )
     for copy in ("cleaned", "relabelled"):  # left by an interruption at this very place
         shutil.rmtree(directory / copy, ignore_errors=True)
-    cleaned = data.write(directory / "cleaned", ~removed, data.labels)
-    relabelled = data.write(directory / "relabelled", np.ones(len(data), dtype=bool), relabel(data.labels, suggested, weights))
+    whole = data if plan.whole is None else plan.whole
+    new = dict(zip(data.rows[removed].tolist(), suggested[removed], strict=True))
+    gone = np.array([row in new for row in whole.rows.tolist()])
+    corrected = np.array([new.get(row, label) for row, label in zip(whole.rows.tolist(), whole.labels, strict=True)])
+    cleaned = whole.write(directory / "cleaned", ~gone, whole.labels)
+    relabelled = whole.write(directory / "relabelled", np.ones(len(whole), dtype=bool), corrected)
     accuracies: dict[str, float | None] = {name: float(np.mean(values)) for name, values in runs.items()}
     result = {
         "title": plan.title,

@@ -96,8 +96,9 @@ def detect(
 ) -> None:
     """Score every training sample, show the worst, write a cleaned copy, retrain, and measure the accuracy before and after."""
     with _errors():
+        whole = read(data, label=label, id=sample_id, truth=truth)
         train_data, valid_data, test_data, warnings = _splits(
-            read(data, label=label, id=sample_id, truth=truth),
+            whole,
             None if valid is None else read(valid, label=label, id=sample_id),
             None if test is None else read(test, label=label, id=sample_id),
             (valid_fraction, test_fraction),
@@ -108,7 +109,7 @@ def detect(
         plan = Plan(
             train_data, valid_data, test_data, tuple(filter(None, map(str.strip, estimator.split(",")))), remove, name, recipe, checkpoint,
             repeats=repeats, seed=seed, title=f"Samples that hurt in {data.name}",
-            command=shlex.join(["robust-if", *sys.argv[1:]]), warnings=warnings,
+            command=shlex.join(["robust-if", *sys.argv[1:]]), warnings=warnings, whole=whole,
         )  # fmt: skip
         _finish(_run(plan, out_dir, as_json, overwrite), out_dir, as_json)
 

@@ -87,7 +87,7 @@ class FlatMinima(Estimator):
             grads = torch.cat([each.flatten(1) for _, each in gradients.dense(batch)], 1)
             return (grads * torch.cholesky_solve(grads.T, factor).T).sum(1)
 
-        return Result(job.map(quadratic), notes={"target_at_minimum": float(target.value(job.task, params))})
+        return Result(job.map(quadratic), notes={"target_at_minimum": target.value(job.task, params).item()})
 
     def pairs(self, task: Task, train: Any, *, target: Target, queries: Any, sweep: Sweep = Sweep()) -> NDArray[np.float64]:  # noqa: B008 - frozen
         """(g_qᵀ M g_i)² for every training sample i and query q, shape ``(n, q)``: which samples matter for which held-out sample.
@@ -135,7 +135,7 @@ class FlatMinima(Estimator):
                 "lower damping, or set fisher='train'", self.name, self.damping, 100 * damped,
             )  # fmt: skip
         metric = {name: 1 / (value + self.damping) for name, value in fisher.items()}
-        return params, metric, {"damped_share": damped, "target_at_minimum": float(target.value(task, params))}
+        return params, metric, {"damped_share": damped, "target_at_minimum": target.value(task, params).item()}
 
 
 def _label_scores(task: Task, params: Params, metric: Params, batch: Batch) -> Tensor:
