@@ -65,8 +65,11 @@ class NearestNeighbours(Estimator):
         x = (x - x.mean(0)) / (x.std() + 1e-12)
         labels = job.samples.labels.numpy()
         distances, found = NearestNeighbors(n_neighbors=self.k + 1).fit(x).kneighbors(x)
-        weights = 1 / (distances[:, 1:] + 1e-12 + distances[:, 1:].mean())
-        return Result((weights * (labels[found[:, 1:]] != labels[:, None])).sum(1) / weights.sum(1))
+        itself = found == np.arange(len(x))[:, None]
+        itself[~itself.any(1), -1] = True  # among exact copies a sample may be missing from its own list: the farthest one leaves
+        distances, found = (each[~itself].reshape(len(x), -1) for each in (distances, found))
+        weights = 1 / (distances + 1e-12 + distances.mean())
+        return Result((weights * (labels[found] != labels[:, None])).sum(1) / weights.sum(1))
 
 
 def predict(task: Task, samples: Samples, batch_size: int = 256) -> NDArray[np.float64]:

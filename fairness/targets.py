@@ -30,7 +30,8 @@ class DemographicParity(Functional):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        groups = set(self.data.batch(slice(None))[2].unique().tolist())
+        tensors = self.data.batch(slice(None))
+        groups = set(tensors[2].unique().tolist()) if len(tensors) > 2 else set()
         if groups != {0, 1}:
             raise ValueError(f"data: expected a sensitive feature with the values 0 and 1 as third tensor, got the values {sorted(groups)[:5]}")
 

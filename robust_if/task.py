@@ -107,20 +107,24 @@ class Task:
         return replace(self, model=model)
 
     def reset(self, seed: int) -> Task:
-        """The same task with a copy of the model whose parameters are drawn afresh by the modules' own ``reset_parameters``.
+        """The same task with a copy of the model whose parameters that count are drawn afresh by the modules' own ``reset_parameters``.
+
+        A module none of whose parameters count, such as a pretrained backbone, stays as it is.
 
         Raises:
-            ValueError: if a module holds parameters but cannot draw them; give it a method ``reset_parameters``.
+            ValueError: if a module holds parameters that count but cannot draw them; give it a method ``reset_parameters``.
         """
-        model = copy.deepcopy(self.model)
+        model, counted = copy.deepcopy(self.model), self.params()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             for name, module in model.named_modules():
+                own = [f"{name}.{local}" if name else local for local, _ in module.named_parameters(recurse=False)]
+                if not any(each in counted for each in own):
+                    continue
                 draw = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-                if draw is not None:
-                    draw()
-                elif next(module.parameters(recurse=False), None) is not None:
+                if draw is None:
                     raise ValueError(f"model: {name or type(module).__name__} has parameters but no reset_parameters(), so it cannot start afresh")
+                draw()
         return replace(self, model=model)
 
 

@@ -83,3 +83,14 @@ def test_the_length_of_a_batch_is_that_of_its_first_tensor() -> None:
     assert batch_length({"a": "text", "b": [torch.zeros(TRAIN, 2)]}) == TRAIN
     with pytest.raises(ValueError, match="batch: expected at least one tensor, got tuple"):
         batch_length(("text", 1))
+
+
+def test_a_reset_draws_the_parameters_that_count_and_leaves_the_backbone() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3)).eval()
+    fresh = Task(model, parameters="2.*").reset(1).model.state_dict()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, fresh[name])}
+    assert changed == {"2.weight", "2.bias"}
+    everything = Task(model).reset(1).model.state_dict()
+    assert not torch.equal(everything["0.weight"], model.state_dict()["0.weight"])
+    assert torch.equal(everything["0.weight"], Task(model).reset(1).model.state_dict()["0.weight"])
