@@ -169,15 +169,15 @@ def run(name: str, seeds: range, regimes: tuple[str, ...], only: tuple[str, ...]
                 print(f"{name} {regime} seed {seed} {estimator.name:20s} AUROC {found.auroc:.4f}  {record['seconds']:.1f} s", flush=True)
 
 
-def table() -> str:
-    """Mean ± standard deviation of the AUROC over seeds, estimators down, rows and regimes across."""
-    records = pd.DataFrame([json.loads(line) for path in sorted(RESULTS.glob("*-*.jsonl")) for line in path.read_text().splitlines()])
+def table(data: str) -> str:
+    """Mean ± standard deviation of the AUROC over seeds on one data set, estimators down, noise and regimes across; the best in bold."""
+    records = pd.DataFrame([json.loads(line) for path in sorted(RESULTS.glob(f"{data}-*.jsonl")) for line in path.read_text().splitlines()])
     records["column"] = records["row"] + " " + records["regime"]
     order = [estimator.name for estimator in estimators(next(iter(ROWS.values())), 0)]
     columns = [f"{row} {regime}" for row in ROWS for regime in ("early", "memorised") if f"{row} {regime}" in set(records["column"])]
     groups = records.groupby(["estimator", "column"])["auroc"]
     mean, std, seeds = groups.mean().unstack(), groups.std().unstack(), groups.count().unstack()
-    lines = ["| detector | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = ["| detector | " + " | ".join(column.removeprefix(f"{data}-") for column in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name in order:
         cells = []
         for column in columns:
@@ -188,7 +188,7 @@ def table() -> str:
             text = f"{mean.loc[name, column]:.3f} ± {std.loc[name, column]:.3f}" if seeds.loc[name, column] > 1 else f"{mean.loc[name, column]:.3f}"
             cells.append(f"**{text}**" if best else text)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    fits = records[~records["estimator"].isin(REGIME_FREE)].groupby("column")[["train_accuracy", "test_accuracy"]].mean()
+    fits = records[~records["estimator"].isin(REGIME_FREE)].groupby("column")[["train_accuracy", "test_accuracy"]].mean().reindex(columns)
     lines.append("| *training accuracy* | " + " | ".join(f"{fits.loc[c, 'train_accuracy']:.3f}" for c in columns) + " |")
     lines.append("| *test accuracy* | " + " | ".join(f"{fits.loc[c, 'test_accuracy']:.3f}" for c in columns) + " |")
     lines.append("| *seeds* | " + " | ".join(str(int(seeds[c].max())) for c in columns) + " |")
@@ -208,4 +208,6 @@ if __name__ == "__main__":
     for each in args.row:
         run(each, range(args.seeds), tuple(args.regimes), tuple(args.only))
     if args.table or not args.row:
-        print(table())
+        for data in dict.fromkeys(name.split("-")[0] for name in ROWS):
+            if any(RESULTS.glob(f"{data}-*.jsonl")):
+                print(table(data), end="\n\n")

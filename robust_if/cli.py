@@ -193,7 +193,7 @@ def _run(plan: Plan, directory: Path, as_json: bool, overwrite: bool) -> dict[st
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_time=False, show_path=False)])
     if not as_json:
         for warning in plan.warnings:
-            err.print(f"[yellow]note:[/] {warning}")
+            err.print(f"[yellow]note:[/] {warning}", soft_wrap=True)
     return run(plan, directory, progress=progress, overwrite=overwrite)
 
 
@@ -253,9 +253,9 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        err.print("interrupted; what was done is kept, and the same command (without --overwrite) goes on from there")
+        err.print("interrupted; what was done is kept, and the same command (without --overwrite) goes on from there", soft_wrap=True)
         raise typer.Exit(1) from None
     except (ValueError, TypeError, OSError, ImportError) as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        err.print(f"[bold red]error:[/] {escape(' '.join(str(error).splitlines()))}", soft_wrap=True)
         raise typer.Exit(2) from None
 

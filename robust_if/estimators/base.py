@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from robust_if.checkpoints import Checkpoint
 from robust_if.data import Samples, as_samples, to
@@ -37,7 +38,7 @@ class Job:
         """The task's parameters."""
         return self.task.params()
 
-    def map(self, function: Any, *settings: object) -> NDArray[np.float64]:
+    def map(self, function: Callable[[Batch], Tensor], *settings: object) -> NDArray[np.float64]:
         """``function: Batch -> (B,)`` of every sample, ``(n,)``; resumes where the sweep keeps its parts."""
         mark = ""
         if self.sweep.directory is not None:

@@ -57,7 +57,7 @@ class TunedLoss(Estimator):
 
     def estimate(self, job: Job) -> Result:
         assert job.target is not None
-        return Result(losses(job, job.task, self.tuning.run(job.task, job.target, job.sweep.progress), self))
+        return Result(losses(job, job.task, self.tuning.run(job.task, job.target, job.sweep.progress)))
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ class ValidationLoss(Estimator):
         fresh = job.task.reset(self.seed)
         state = train(fresh, concatenate(job.target.held_out), self.recipe, progress=job.sweep.progress)[-1].state
         task = fresh.at(state)
-        return Result(losses(job, task, task.params(), self))
+        return Result(losses(job, task, task.params()))
 
 
-def losses(job: Job, task: Task, params: Params, *settings: object) -> NDArray[np.float64]:
+def losses(job: Job, task: Task, params: Params) -> NDArray[np.float64]:
     """The losses of the job's samples under ``task`` at ``params``, ``(n,)``."""
     with torch.no_grad():
-        return job.map(lambda batch: task.losses(params, batch), *settings)
+        return job.map(lambda batch: task.losses(params, batch))
