@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
-from sklearn.neighbors import NearestNeighbors
 
 from robust_if.data import Samples, batches
 from robust_if.estimators.base import Estimator, Job, Result
+from robust_if.neighbours import nearest
 from robust_if.task import Task
 from robust_if.training import Recipe, train
 
@@ -37,6 +37,9 @@ class ConfidentLearning(Estimator):
         from cleanlab.rank import get_label_quality_scores
 
         labels = job.samples.labels.numpy()
+        rarest = np.bincount(labels)[np.unique(labels)].min()
+        if rarest < self.folds:
+            raise ValueError(f"folds: expected at most the size of the rarest class, {rarest}, got {self.folds}")
         probabilities = np.zeros((len(labels), 0))
         splits = StratifiedKFold(self.folds, shuffle=True, random_state=self.seed).split(labels, labels)
         for fold, (rest, held) in enumerate(splits):
@@ -51,7 +54,7 @@ class ConfidentLearning(Estimator):
 
 @dataclass(frozen=True)
 class NearestNeighbours(Estimator):
-    """Share of the k nearest training samples, in standardised input space, that carry another label."""
+    """Share of the k nearest samples that carry another label, a near neighbour counting more than a far one."""
 
     k: int = 10
     needs_target: ClassVar[bool] = False
@@ -64,10 +67,7 @@ class NearestNeighbours(Estimator):
         x = job.samples.batch(slice(None))[0].flatten(1).double().numpy()
         x = (x - x.mean(0)) / (x.std() + 1e-12)
         labels = job.samples.labels.numpy()
-        distances, found = NearestNeighbors(n_neighbors=self.k + 1).fit(x).kneighbors(x)
-        itself = found == np.arange(len(x))[:, None]
-        itself[~itself.any(1), -1] = True  # among exact copies a sample may be missing from its own list: the farthest one leaves
-        distances, found = (each[~itself].reshape(len(x), -1) for each in (distances, found))
+        distances, found = nearest(x, len(x), self.k)
         weights = 1 / (distances + 1e-12 + distances.mean())
         return Result((weights * (labels[found] != labels[:, None])).sum(1) / weights.sum(1))
 

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from robust_if import models
 from robust_if.checkpoints import Checkpoint, load_checkpoint
 from robust_if.data import Samples
 from robust_if.decisions import automatic_threshold, relabel, remove_above, remove_top
-from robust_if.encoding import Encoder, check_split
+from robust_if.encoding import Encoder, check_apart, check_split
 from robust_if.estimators import (
     Ensemble,
     Estimator,
@@ -185,7 +186,10 @@ class _Prepared:
             raise ValueError(f"repeats: expected at least 1, got {plan.repeats}")
         if plan.remove != "auto" and not decide(Scores(np.zeros(len(plan.train)), plan.train.ids, "check"), plan.remove)[0].any():
             raise ValueError(f"remove: expected some of the {len(plan.train)} samples to stay, but {plan.remove} removes all")
+        if "confident-learning" in plan.estimators and find_spec("cleanlab") is None:
+            raise ImportError("estimator: confident-learning needs cleanlab, pip install 'robust-if[cleanlab]'")
         check_split(plan.train, plan.valid)
+        check_apart(plan.train, plan.test, "test")
         encoder = Encoder.fit(plan.train)
         train, valid, test = (_encoded(encoder, data, name) for name, data in (("train", plan.train), ("valid", plan.valid), ("test", plan.test)))
         task = _untrained(plan, encoder, train)

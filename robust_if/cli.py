@@ -258,4 +258,3 @@ def _errors() -> Iterator[None]:
     except (ValueError, TypeError, OSError, ImportError) as error:
         err.print(f"[bold red]error:[/] {escape(' '.join(str(error).splitlines()))}", soft_wrap=True)
         raise typer.Exit(2) from None
-

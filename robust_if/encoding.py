@@ -106,18 +106,23 @@ def check_split(train: Dataset, valid: Dataset) -> None:
     Raises:
         ValueError: if the validation set is empty, shares samples of the same file with the training set, or their classes differ.
     """
-    if len(valid) == 0:
-        raise ValueError("validation: expected at least one sample, got none")
-    if train.path.resolve() == valid.path.resolve():
-        shared = np.intersect1d(train.rows, valid.rows)
-        if len(shared):
-            names = valid.ids[np.isin(valid.rows, shared)][:5].tolist()
-            raise ValueError(f"validation: {len(shared)} samples are also in the training set, ids {names}; keep the two apart")
+    check_apart(train, valid, "validation")
     classes, present = set(train.labels.tolist()), set(valid.labels.tolist())
     if classes - present:
         raise ValueError(f"validation: the training classes {sorted(classes - present, key=str)[:5]} do not occur in it")
     if present - classes:
         raise ValueError(f"validation: its classes {sorted(present - classes, key=str)[:5]} do not occur in the training set")
+
+
+def check_apart(train: Dataset, other: Dataset, name: str) -> None:
+    """Raise a ``ValueError`` if ``other``, called ``name``, is empty or shares samples of the same file with the training set."""
+    if len(other) == 0:
+        raise ValueError(f"{name}: expected at least one sample, got none")
+    if train.path.resolve() == other.path.resolve():
+        shared = np.isin(other.rows, train.rows)
+        if shared.any():
+            names = other.ids[shared][:5].tolist()
+            raise ValueError(f"{name}: {shared.sum()} samples are also in the training set, ids {names}; keep the two apart")
 
 
 def _fit_images(images: NDArray[np.float32]) -> Callable[[Features], NDArray[np.float32]]:

@@ -67,7 +67,7 @@ class Recipe:
         for name in ("epochs", "batch_size", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.lr <= 0:
+        if not self.lr > 0:
             raise ValueError(f"lr: expected a positive number, got {self.lr}")
 
     def rate(self, epoch: int) -> float:

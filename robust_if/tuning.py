@@ -127,7 +127,7 @@ class Tuning:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"steps: expected at least 0, got {self.steps}")
-        if self.lr <= 0:
+        if not self.lr > 0:
             raise ValueError(f"lr: expected a positive number, got {self.lr}")
 
     def run(self, task: Task, target: Target, progress: Progress = silent) -> Params:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp, softmax
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code expects
 
 from robust_if.data import Samples, batches, concatenate
 from robust_if.estimators.base import Estimator, Job, Result
+from robust_if.neighbours import nearest
 from robust_if.scores import Units
 from robust_if.task import Batch, Task
 from robust_if.training import Recipe, train
@@ -131,11 +131,7 @@ class _Neighbours:
 
     def __init__(self, samples: Samples, clean: Samples, k: int) -> None:
         everything = np.concatenate([part.batch(slice(None))[0].flatten(1).float().cpu().numpy() for part in (samples, clean)])
-        search = NearestNeighbors(n_neighbors=min(k + 1, len(everything))).fit(everything)
-        found = search.kneighbors(everything[: len(samples)], return_distance=False)
-        itself = found == np.arange(len(samples))[:, None]
-        itself[~itself.any(1), -1] = True  # among exact copies a sample may be missing from its own list: the farthest one leaves
-        self.index = found[~itself].reshape(len(samples), -1)
+        self.index = nearest(everything, len(samples), k)[1]
         self.clean = clean.labels.numpy()
 
     def __call__(self, posterior: Array) -> Array:

@@ -26,7 +26,7 @@ def read_npz(path: Path, names: Names) -> Parts:
     """Features ``x``, ``images`` or ``data``: (n, d) numbers, (n,) text, or images of three or four axes; labels (n,) or (n, 1).
 
     Raises:
-        ValueError: if an array is missing, holds Python objects, or has another length than the features.
+        ValueError: if an array is missing, holds Python objects, has another length than the features, or a feature is not finite.
     """
     arrays = _arrays(path)
     columns = resolve(names, list(arrays), ids=("id", "ids", "index"))
@@ -67,6 +67,9 @@ def _features(x: NDArray[Any], name: str) -> tuple[Kind, pd.DataFrame | NDArray[
         return "image", from_array(x, name)
     if x.ndim not in (1, 2):
         raise ValueError(f"{name}: expected (n,), (n, d), (n, H, W), (n, H, W, C) or (n, C, H, W), got shape {x.shape}")
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        rows = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
+        raise ValueError(f"{name}: {len(rows)} samples hold NaN or infinity, first in row {rows[0]}; fill them or use a table, which imputes")
     frame = pd.DataFrame(x[:, None] if x.ndim == 1 else x)
     frame.columns = pd.Index([f"{name}{column}" for column in frame] if frame.shape[1] > 1 else [name])
     return kind_of(frame), frame

@@ -230,9 +230,7 @@ def test_the_folder_of_the_data_is_never_the_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["render", "_judged"])
-def test_an_interruption_while_the_results_are_written_does_no_harm(
-    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
+def test_an_interruption_while_the_results_are_written_does_no_harm(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     given = plan(tmp_path / "data")
     expected = run(given, tmp_path / "whole")
 
@@ -247,3 +245,12 @@ def test_an_interruption_while_the_results_are_written_does_no_harm(
     result = run(given, tmp_path / "out")
     assert result["accuracy_runs"] == expected["accuracy_runs"] and result["removed"] == expected["removed"]
     assert Path(result["files"]["report"]).is_file() and read(result["files"]["cleaned"]).ids.tolist()
+
+
+def test_the_test_data_may_not_be_training_data(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.random.default_rng(0).normal(size=(60, 3)), y=np.arange(60) % 2)
+    whole = read(tmp_path / "a.npz")
+    train, valid = whole.take(np.arange(40)), whole.take(np.arange(40, 60))
+    with pytest.raises(ValueError, match="test: 40 samples are also in the training set"):
+        run(Plan(train, valid, train, ("loss",), model="logistic-regression"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code expects
 
 from cases import case
-from oracles import minimise
+from oracles import hessian, matrix, minimise, sample_gradients
 from robust_if import SAM, FlatMinima, FriendlySAM, LowPass, Plain, Samples, Sweep, Task, Tuning, Utility
 from robust_if.fairness.targets import DemographicParity
 from robust_if.models import mlp
@@ -77,8 +77,6 @@ def test_the_exact_score_of_a_network_by_hand() -> None:
     c = case("mlp")
     target, tuning = Utility(c.valid), Tuning(steps=10, flatness=Plain())
     got = FlatMinima(tuning, curvature="exact", damping=5.0).score(c.task, c.train, target=target).values
-    from oracles import hessian, matrix, sample_gradients
-
     params = tuning.run(c.task, target)
     curvature = hessian(lambda p: target.value(c.task, p), params).numpy()
     grads = matrix(sample_gradients(c.task, c.train, params))
@@ -94,7 +92,7 @@ def test_too_many_parameters_for_the_exact_hessian_are_refused_before_tuning(mon
 
 
 def test_a_saddle_is_refused() -> None:
-    task = Task(nn.Linear(2, 1, bias=False).double().eval(), lambda outputs, batch: -outputs[:, 0] ** 2)
+    task = Task(nn.Linear(2, 1, bias=False).double().eval(), lambda outputs, batch: -(outputs[:, 0] ** 2))
     data = Samples((torch.eye(2).double(), torch.zeros(2)))
     estimator = FlatMinima(Tuning(steps=0), curvature="exact", damping=0.5)
     with pytest.raises(ValueError, match=r"curvature: the Hessian of utility plus damping 0.5 is not positive definite; raise the damping"):

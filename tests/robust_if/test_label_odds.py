@@ -79,6 +79,36 @@ def test_the_score_is_the_log_odds_of_the_last_joint(make: Any, monkeypatch: pyt
         assert ((got.values > 0) == (got.suggestions != labels)).all()
 
 
+def test_no_sample_is_judged_by_a_model_that_saw_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, data, _, target = easy()
+    seen: list[set[float]] = []
+    judged: list[set[float]] = []
+    train, predict = label_odds.train, label_odds._log_probabilities
+
+    def first(samples: Samples) -> set[float]:
+        return set(samples.batch(slice(None))[0][:, 0].tolist())
+
+    def training_on(task: Task, samples: Samples, *args: Any, **kwargs: Any) -> Any:
+        seen.append(first(samples))
+        return train(task, samples, *args, **kwargs)
+
+    def judging(task: Task, samples: Samples, batch_size: int) -> np.ndarray:
+        judged.append(first(samples))
+        return predict(task, samples, batch_size)
+
+    monkeypatch.setattr(label_odds, "train", training_on)
+    monkeypatch.setattr(label_odds, "_log_probabilities", judging)
+    SMALL.score(task, data, target=target)
+    everything, clean, starts = first(data), first(target.data), SMALL.starts
+    assert len(everything) == len(data) and len(seen) == len(judged) == starts + SMALL.rounds * SMALL.folds
+    assert all(each == clean for each in seen[:starts]) and all(each == everything for each in judged[:starts])
+    for trained, predicted in zip(seen[starts:], judged[starts:], strict=True):
+        assert not trained & predicted and trained == (everything - predicted) | clean
+    for r in range(SMALL.rounds):
+        folds = judged[starts + r * SMALL.folds :][: SMALL.folds]
+        assert sorted(value for fold in folds for value in fold) == sorted(everything)
+
+
 def planted(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Good probabilities, labels drawn through a noise matrix, and that matrix."""
     draw = np.random.default_rng(seed)
@@ -136,7 +166,7 @@ def test_neighbours_vote_with_their_posteriors_and_clean_samples_with_their_labe
     clean = Samples((torch.tensor([[0.2], [9.1]]), torch.tensor([1, 0])))
     posterior = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]])
     got = np.exp(label_odds._Neighbours(data, clean, 2)(posterior))
-    votes = np.array([posterior[1] + [0, 1], posterior[0] + [0, 1], [1, 0] + np.array([0, 1])]) + 0.1
+    votes = np.array([posterior[1] + [0, 1], posterior[0] + [0, 1], [1, 1]]) + 0.1
     assert np.allclose(got, votes / votes.sum(1, keepdims=True))
 
 

@@ -503,3 +503,11 @@ def test_a_split_must_be_apart_and_cover_the_classes(tmp_path):
         check_split(dataset.take(np.arange(40)), dataset.take([40]))
     with pytest.raises(ValueError, match=r"validation: its classes \['yes'\] do not occur in the training set"):
         check_split(dataset.take([0]), dataset.take([40, 41]))
+
+
+def test_numbers_of_an_archive_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    x = np.zeros((5, 3))
+    x[3, 1] = np.nan
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(5) % 2)
+    with pytest.raises(ValueError, match="1 samples hold NaN or infinity, first in row 3"):
+        read(tmp_path / "a.npz")
