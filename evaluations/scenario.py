@@ -84,7 +84,6 @@ class Plan:
         train: what is searched; its ``mislabelled`` mask, where known, is used to judge and never to score.
         valid: clean samples that the target looks at.
         test: samples for the accuracy before and after.
-        whole: the data that ``train`` was split from, if it was; the cleaned copy keeps the samples that were split off.
         estimators: by name, see :func:`detectors`; the first one decides.
         remove: ``"auto"`` for the automatic threshold, a share such as ``"0.1"``, or a number of samples such as ``"100"``.
         model: name of a ready model, or ``module:function``.
@@ -94,6 +93,8 @@ class Plan:
         seed: of everything random.
         title: what the report is called.
         command: what repeats the run.
+        warnings: what the reader of the report should know.
+        whole: the data that ``train`` was split from, if it was; the cleaned copy keeps the samples that were split off.
     """
 
     train: Dataset
@@ -285,7 +286,7 @@ def _scored(estimator: Estimator, task: Task, prepared: _Prepared, work: Path, p
 
 def _suggest(prepared: _Prepared, task: Task, work: Path, progress: Progress) -> NDArray[np.int64]:
     """The label of every sample with the smallest flat-minimum influence (Ye et al. 2025, relabelling)."""
-    sweep = Sweep(min(prepared.plan.batch_size, 64), progress, work / "parts")
+    sweep = Sweep(prepared.plan.batch_size, progress, work / "parts")
     candidates = FlatMinima(Tuning(seed=prepared.plan.seed)).candidates(task, prepared.train, target=Utility(prepared.valid), sweep=sweep)
     return np.asarray(candidates.argmin(1))
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robust_if.data import as_samples, batches
+from robust_if.data import as_samples, batches, to
 from robust_if.estimators.base import Estimator, Job, Result
 from robust_if.gradients import hessian
-from robust_if.layers import LayerGradients
+from robust_if.layers import CHUNK, LayerGradients
 from robust_if.preconditioners import diagonal_fisher
 from robust_if.sweep import Sweep, fingerprint
 from robust_if.targets import Target
@@ -115,10 +115,13 @@ class FlatMinima(Estimator):
         """The score of every sample under every label, shape ``(n, K)``; the smallest in a row is the label to suggest.
 
         For cross-entropy, the loss that this assumes, g_c = Jᵀ(p − e_c) with J the Jacobian of the logits, so that A = J M Jᵀ (K x K) gives all K
-        scores in one pass: I_c = (p − e_c)ᵀ A (p − e_c).
+        scores in one pass: I_c = (p − e_c)ᵀ A (p − e_c). Batches are made small enough for K gradients per sample of the largest parameter.
         """
         samples = as_samples(train)
         params, metric, _ = self._tuned(task, samples, target, sweep)
+        classes = task.outputs(params, to(samples.batch(slice(0, 1)), next(iter(params.values())))).shape[1]
+        fitting = max(1, CHUNK // (classes * max(value.numel() for value in params.values())))
+        sweep = replace(sweep, batch_size=min(sweep.batch_size, fitting))
         job = Job(task, samples, samples, target, sweep, f"{self.name}-candidates", repr(self))
         return job.map(lambda batch: _label_scores(task, params, metric, batch))
 
