@@ -1,6 +1,6 @@
 """Derivatives of per-sample losses: the only file that calls autograd, besides the layer rules in ``layers.py``.
 
-Costs are counted in forward passes over the data (F): one directional derivative of all samples costs about 1.3 F by forward mode and never
+Costs are counted in forward passes over the data (F): one directional derivative of all samples costs about 2 F by forward mode and never
 holds a per-sample gradient.
 """
 

@@ -18,7 +18,7 @@ from robust_if.task import Batch
 class InnerProduct(Estimator):
     """IP_i = −(1/n) ⟨∇T(θ), ∇ℓ_i(θ)⟩; over several checkpoints with learning rates as weights it is TracIn.
 
-    All n products are one forward-mode pass (about 1.3 forward passes, memory of one extra parameter copy). Raw products are weak where layers
+    All n products are one forward-mode pass (about 2 forward passes, memory of one extra parameter copy). Raw products are weak where layers
     or samples have very different gradient scales, as in deep nets and language models; the other two forms need the layer rules instead.
 
     Args:
