@@ -247,9 +247,10 @@ def _claim(directory: Path, mark: str, overwrite: bool) -> dict[str, Any] | None
         shutil.rmtree(directory)
     elif ours == mark:
         if result.is_file() and not (directory / "work").exists():
+            logger.warning("%s holds the finished result of this very run; --overwrite runs it again", directory)
             finished: dict[str, Any] = json.loads(result.read_text())
             return finished
-        logger.info("resuming in %s", directory)
+        logger.warning("resuming the run in %s", directory)
         return None
     if directory.exists() and any(directory.iterdir()):
         raise ValueError(f"out: {directory} is not empty; choose another folder, or pass --overwrite if it holds an earlier run")
