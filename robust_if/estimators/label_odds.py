@@ -43,8 +43,8 @@ class LabelOdds(Estimator):
     4. After the last round the score is log Σ_{c≠y} p(c | x) T_cy − log p(y | x) T_yy.
 
     A score above 0 means that the label is more probably wrong than right, so 0 is the automatic threshold. The most probable true class is the
-    suggested label; with three or more classes that can be the given one even above 0. No sample is judged by a model that was trained on its label, so memorised labels do no harm, and the model to be examined
-    is used for its architecture only.
+    suggested label; with three or more classes that can be the given one even above 0. No sample is judged by a model that was trained on its label,
+    so memorised labels do no harm, and the model to be examined is used for its architecture only.
 
     Args:
         rounds: of cross-fitting, after the start from held-out data alone.
