@@ -10,14 +10,34 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 import torch
 from detection import RESULTS, ROWS
 
 import robust_if as rif
+from robust_if.estimators import label_odds
 from robust_if.evaluations.detection import detection
+
+
+@dataclass(frozen=True)
+class Uncorrected(rif.LabelOdds):
+    """Trains on the given labels as if they were right."""
+
+    def _fit(self, job: Any, name: str, recipe: rif.Recipe, offset: int, data: rif.Samples, noise: Any) -> rif.Task:
+        return super()._fit(job, name, recipe, offset, data, None)
+
+
+@dataclass(frozen=True)
+class SeenByItsJudge(rif.LabelOdds):
+    """One model per round, trained on all samples and judging all of them."""
+
+    def _cross_fitted(self, job: Any, clean: rif.Samples, noise: Any, r: int, shape: tuple[int, ...]) -> Any:
+        task = self._fit(job, f"round-{r}", self.recipe, 1000 * (r + 1), label_odds._marked(job.samples, clean), noise)
+        return label_odds._log_probabilities(task, job.samples, job.sweep.batch_size)
+
 
 PATH = RESULTS / "ablation.jsonl"
 FULL = rif.LabelOdds()
@@ -28,6 +48,8 @@ VARIANTS = {
     "three rounds": replace(FULL, rounds=3),
     "two folds": replace(FULL, folds=2),
     "no neighbours": replace(FULL, neighbours=0),
+    "plain loss in place of the noise-corrected one": Uncorrected(),
+    "no cross-fitting: judged by models that saw the label": SeenByItsJudge(),
     "one start": replace(FULL, starts=1),
     "half the epochs": replace(FULL, recipe=replace(FULL.recipe, epochs=8)),
     "SGD (lr 0.05, momentum 0.9) in place of AdamW": replace(FULL, recipe=rif.Recipe(epochs=15, lr=0.05, weight_decay=0.0)),
