@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
@@ -14,6 +14,7 @@ def scores_of(values):
     return Scores(np.asarray(values, dtype=float), np.arange(len(values)), "any")
 
 
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=80).filter(lambda rows: len({bad for _, bad in rows}) == 2))
 def test_area_and_average_precision_equal_those_of_scikit_learn_with_ties(rows):
     values, bad = np.array([value for value, _ in rows], dtype=float), np.array([bad for _, bad in rows])
