@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from detection import RESULTS, ROWS
@@ -78,13 +79,14 @@ def run(names: list[str], seeds: int) -> None:
 def table() -> str:
     records = pd.DataFrame([json.loads(line) for line in PATH.read_text().splitlines()])
     groups = records.groupby(["variant", "row"])["auroc"]
-    mean, std = groups.mean().unstack(), groups.std().unstack().fillna(0)
+    mean, std = groups.mean().unstack(), groups.std().unstack()
     rows = [row for row in ROWS if row in mean.columns]
     lines = ["| variant | " + " | ".join(f"{row} ({records[records['row'] == row]['seed'].nunique()} seeds)" for row in rows) + " |"]
     lines.append("|---" * (len(rows) + 1) + "|")
     for variant in VARIANTS:
         if variant in mean.index:
-            lines.append(f"| {variant} | " + " | ".join(f"{mean.loc[variant, row]:.4f} ± {std.loc[variant, row]:.4f}" for row in rows) + " |")
+            spread = {row: "" if np.isnan(std.loc[variant, row]) else f" ± {std.loc[variant, row]:.4f}" for row in rows}
+            lines.append(f"| {variant} | " + " | ".join(f"{mean.loc[variant, row]:.4f}{spread[row]}" for row in rows) + " |")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -34,6 +35,8 @@ from robust_if.training import Recipe
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 out, err = Console(), Console(stderr=True)
 
+#: Peak learning rate by optimiser.
+RATES = {"sgd": 0.05, "adamw": 2e-3}
 #: Epochs of the ready models; enough to fit the data, few enough not to memorise wrong labels.
 EPOCHS = {"logistic-regression": 30, "mlp": 15, "cnn": 8, "resnet18": 25}
 
@@ -86,8 +89,8 @@ def detect(
     estimator: Annotated[str, typer.Option(help="Comma-separated names, see `robust-if estimators`; the first one decides.")] = "label-odds,fvm,ip",
     remove: Annotated[str, typer.Option(help="'auto', a share such as 0.1, or a number of samples such as 100.")] = "auto",
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; depends on the model by default.")] = None,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
-    optimizer: Annotated[Literal["sgd", "adamw"], typer.Option(help="Optimiser.")] = "sgd",
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; 0.002 for adamw and 0.05 for sgd by default.")] = None,
+    optimizer: Annotated[Literal["sgd", "adamw"], typer.Option(help="AdamW copes with features of any scale, such as those of text.")] = "adamw",
     batch_size: Annotated[int, typer.Option(help="Samples per training step.")] = 64,
     repeats: Annotated[int, typer.Option(help="Retrainings with different seeds behind every accuracy.")] = 3,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -105,7 +108,10 @@ def detect(
             seed,
         )
         name = model or ("cnn" if train_data.kind == "image" else "mlp")
-        recipe = Recipe(epochs=EPOCHS.get(name, 20) if epochs is None else epochs, lr=lr, optimizer=optimizer, batch_size=batch_size, seed=seed)
+        recipe = Recipe(
+            epochs=_epochs(name, len(train_data), batch_size) if epochs is None else epochs,
+            lr=RATES[optimizer] if lr is None else lr, optimizer=optimizer, batch_size=batch_size, seed=seed,
+        )  # fmt: skip
         plan = Plan(
             train_data, valid_data, test_data, tuple(filter(None, map(str.strip, estimator.split(",")))), remove, name, recipe, checkpoint,
             repeats=repeats, seed=seed, title=f"Samples that hurt in {data.name}",
@@ -131,6 +137,12 @@ def estimators() -> None:
 
 
 DEMO = ("label-odds", "fvm", "vm", "ip", "ip-ensemble", "loss", "tuned-loss", "random")
+
+
+def _epochs(model: str, samples: int, batch_size: int) -> int:
+    """The usual passes for the model, or as many as make 300 steps, without which a small data set is hardly learnt."""
+    steps = math.ceil(samples / max(batch_size, 1))
+    return max(EPOCHS.get(model, 20), math.ceil(300 / steps))
 
 
 def _digits(folder: Path) -> tuple[Dataset, Dataset, Dataset]:

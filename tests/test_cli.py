@@ -62,7 +62,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def command(paths: dict[str, Path], out: Path, *more: object, **options: object) -> list[object]:
     given = {
         "data": paths["train"], "valid": paths["valid"], "test": paths["test"], "out": out, "truth": "truth", "model": "logistic-regression",
-        "epochs": 4, "repeats": 1, "estimator": "loss,ip", "remove": 15, **{key.replace("_", "-"): value for key, value in options.items()},
+        "epochs": 4, "optimizer": "sgd", "repeats": 1, "estimator": "loss,ip", "remove": 15,
+        **{key.replace("_", "-"): value for key, value in options.items()},
     }  # fmt: skip
     return ["detect", *(each for key, value in given.items() if value is not None for each in (f"--{key}", value)), *more]
 
