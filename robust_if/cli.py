@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -62,6 +63,7 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """The whole job in under a minute: scikit-learn's digits with 20 % of the labels flipped."""
+    torch.set_num_threads(1)  # for so small a model a second thread costs more than it gives, most of all on a busy machine
     with _errors():
         train, valid, test = _digits(out_dir.with_name(out_dir.name + "-data"))
         plan = Plan(
