@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-import platform
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -44,23 +38,16 @@ from robust_if.estimators import (
     ValidationLoss,
 )
 from robust_if.evaluations.baselines import ConfidentLearning, NearestNeighbours, accuracy
-from robust_if.evaluations.detection import detection
-from robust_if.evaluations.previews import preview
-from robust_if.evaluations.report import render
+from robust_if.evaluations.folder import claim, write
+from robust_if.evaluations.plan import Outcome, Plan
 from robust_if.loading import Dataset
-from robust_if.scores import Scores, table
+from robust_if.scores import Scores
 from robust_if.sweep import Progress, Sweep, fingerprint, silent
 from robust_if.targets import Utility
 from robust_if.task import Task
 from robust_if.training import Recipe, train
 from robust_if.tuning import Plain, Tuning
 
-logger = logging.getLogger(__name__)
-
-#: Samples that the report shows.
-SHOWN = 60
-#: The entry of manifest.json by which an output folder is known as ours.
-MARK = "robust-if run"
 #: Estimators that draw the model's parameters anew.
 STARTS_AFRESH = frozenset({"label-odds", "valid-only", "confident-learning"})
 
@@ -74,44 +61,6 @@ def detectors(recipe: Recipe, seed: int = 0) -> dict[str, Estimator]:
         ConfidentLearning(recipe, seed=seed), NearestNeighbours(), Random(seed),
     ]  # fmt: skip
     return {estimator.name: estimator for estimator in found}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One detection run.
-
-    Args:
-        train: what is searched; its ``mislabelled`` mask, where known, is used to judge and never to score.
-        valid: clean samples that the target looks at.
-        test: samples for the accuracy before and after.
-        estimators: by name, see :func:`detectors`; the first one decides.
-        remove: ``"auto"`` for the automatic threshold, a share such as ``"0.1"``, or a number of samples such as ``"100"``.
-        model: name of a ready model, or ``module:function``.
-        recipe: how it is trained.
-        checkpoint: a trained model to score with, instead of training one.
-        repeats: retrainings with different seeds for every accuracy.
-        seed: of everything random.
-        title: what the report is called.
-        command: what repeats the run.
-        warnings: what the reader of the report should know.
-        whole: the data that ``train`` was split from, if it was; the cleaned copy keeps the samples that were split off.
-    """
-
-    train: Dataset
-    valid: Dataset
-    test: Dataset
-    estimators: tuple[str, ...]
-    remove: str = "auto"
-    model: str = "mlp"
-    recipe: Recipe = field(default_factory=Recipe)
-    checkpoint: Path | None = None
-    batch_size: int = 256
-    repeats: int = 3
-    seed: int = 0
-    title: str = "Samples that hurt"
-    command: str = ""
-    warnings: tuple[str, ...] = ()
-    whole: Dataset | None = None
 
 
 def run(plan: Plan, directory: Path, *, progress: Progress = silent, overwrite: bool = False) -> dict[str, Any]:
@@ -128,7 +77,7 @@ def run(plan: Plan, directory: Path, *, progress: Progress = silent, overwrite: 
     if directory.resolve() in plan.train.path.resolve().parents:
         raise ValueError(f"out: {directory} holds the data {plan.train.path}; choose another folder")
     prepared = _Prepared.of(plan)
-    finished = _claim(directory, prepared.mark, overwrite)
+    finished = claim(directory, prepared.mark, overwrite)
     if finished is not None:
         return finished
     work = directory / "work"
@@ -140,7 +89,7 @@ def run(plan: Plan, directory: Path, *, progress: Progress = silent, overwrite: 
     if suggested is None:
         suggested = _suggest(prepared, task, work, progress)
     runs = _accuracies(prepared, weights, suggested, work, progress)
-    return _write(prepared, directory, scores, weights, threshold, decision, suggested, runs)
+    return write(directory, plan, Outcome(scores, weights, threshold, decision, prepared.encoder.decode(suggested), runs))
 
 
 def decide(scores: Scores, remove: str) -> tuple[NDArray[np.float64], float | None, str]:
@@ -239,35 +188,6 @@ def _digest(mask: NDArray[np.bool_] | None) -> str:
     return "" if mask is None else hashlib.sha256(mask.tobytes()).hexdigest()
 
 
-def _claim(directory: Path, mark: str, overwrite: bool) -> dict[str, Any] | None:
-    """Make the directory ours; the result if this very run has already finished there."""
-    manifest, result = directory / "manifest.json", directory / "result.json"
-    ours = _mark(manifest)
-    if overwrite and ours is not None:
-        shutil.rmtree(directory)
-    elif ours == mark:
-        if result.is_file() and not (directory / "work").exists():
-            logger.warning("%s holds the finished result of this very run; --overwrite runs it again", directory)
-            finished: dict[str, Any] = json.loads(result.read_text())
-            return finished
-        logger.warning("resuming the run in %s", directory)
-        return None
-    if directory.exists() and any(directory.iterdir()):
-        raise ValueError(f"out: {directory} is not empty; choose another folder, or pass --overwrite if it holds an earlier run")
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_json(manifest, {MARK: mark})
-    return None
-
-
-def _mark(manifest: Path) -> str | None:
-    """The mark of the run whose folder this is; ``None`` for somebody else's folder."""
-    try:
-        found = json.loads(manifest.read_text())
-    except (OSError, ValueError):
-        return None
-    return found.get(MARK) if isinstance(found, dict) else None
-
-
 def _scored(estimator: Estimator, task: Task, prepared: _Prepared, work: Path, progress: Progress) -> Scores:
     """The scores of one estimator, from disk if they are there already."""
     path = work / f"scores-{estimator.name}.npz"
@@ -317,94 +237,3 @@ def _accuracies(
         ]
         for name, (w, labels) in variants.items()
     }
-
-
-def _write(
-    prepared: _Prepared,
-    directory: Path,
-    scores: Sequence[Scores],
-    weights: NDArray[np.float64],
-    threshold: float | None,
-    decision: str,
-    suggested: NDArray[Any],
-    runs: Mapping[str, Sequence[float]],
-) -> dict[str, Any]:
-    plan, data, suggested = prepared.plan, prepared.plan.train, prepared.encoder.decode(suggested)
-    removed = weights == 0
-    samples = pd.DataFrame({"id": data.ids, "label": data.labels, "suggested_label": suggested, "removed": removed})
-    if data.mislabelled is not None:
-        samples["mislabelled"] = data.mislabelled
-    table(scores).to_parquet(directory / "scores.parquet", index=False)
-    samples.to_parquet(directory / "samples.parquet", index=False)
-    worst = scores[0].order()[:SHOWN]
-    _write_json(
-        directory / "worst.json",
-        [
-            {**_plain(samples.iloc[i].to_dict()), "suggested": _plain(suggested[i]), "score": float(scores[0].values[i]), **preview(data, int(i))}
-            for i in worst
-        ],
-    )
-    for copy in ("cleaned", "relabelled"):  # left by an interruption at this very place
-        shutil.rmtree(directory / copy, ignore_errors=True)
-    whole = data if plan.whole is None else plan.whole
-    new = dict(zip(data.rows[removed].tolist(), suggested[removed], strict=True))
-    gone = np.array([row in new for row in whole.rows.tolist()])
-    corrected = np.array([new.get(row, label) for row, label in zip(whole.rows.tolist(), whole.labels, strict=True)])
-    cleaned = whole.write(directory / "cleaned", ~gone, whole.labels)
-    relabelled = whole.write(directory / "relabelled", np.ones(len(whole), dtype=bool), corrected)
-    accuracies: dict[str, float | None] = {name: float(np.mean(values)) for name, values in runs.items()}
-    result = {
-        "title": plan.title,
-        "data": str(data.path),
-        "kind": data.kind,
-        "model": plan.model,
-        "n_train": len(prepared.train),
-        "n_valid": len(prepared.valid),
-        "n_test": len(prepared.test),
-        "decided_by": scores[0].name,
-        "decision": decision,
-        "threshold": threshold,
-        "detection": [_judged(column, data.mislabelled) for column in scores],
-        "accuracy": {"oracle": None, **accuracies},
-        "accuracy_runs": {name: list(values) for name, values in runs.items()},
-        "removed": int(removed.sum()),
-        "warnings": list(plan.warnings),
-        "settings": {"recipe": repr(plan.recipe), "remove": plan.remove, "seed": plan.seed, "repeats": plan.repeats}
-        | {column.estimator: column.provenance["estimator"] for column in scores},
-        "versions": {name: version(name) for name in ("torch", "numpy", "scikit-learn")} | {"python": platform.python_version()},
-        "command": plan.command,
-        "files": {
-            "scores": str(directory / "scores.parquet"),
-            "samples": str(directory / "samples.parquet"),
-            "cleaned": str(cleaned),
-            "relabelled": str(relabelled),
-            "model": str(directory / "model.safetensors"),
-            "report": str(directory / "report.html"),
-        },
-    }
-    _write_json(directory / "result.json", result)
-    render(directory)
-    shutil.rmtree(directory / "work", ignore_errors=True)
-    return result
-
-
-def _judged(scores: Scores, mask: NDArray[np.bool_] | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"estimator": scores.estimator, "target": scores.target, "seconds": scores.provenance["seconds"]}
-    names = ("auroc", "average_precision", "precision_at_k", "tpr_at_1_fpr", "tpr_at_5_fpr")
-    if mask is None or not 0 < mask.sum() < len(mask):
-        return row | dict.fromkeys(names)
-    found = detection(scores, mask)
-    return row | {name: getattr(found, name) for name in names} | {"auroc_interval": list(found.intervals["auroc"])}
-
-
-def _plain(value: Any) -> Any:
-    """NumPy scalars as Python ones, for JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _write_json(path: Path, value: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1, default=_plain))
-    os.replace(part, path)

@@ -28,7 +28,8 @@ import robust_if
 from robust_if.attacks.labels import symmetric
 from robust_if.data import as_samples
 from robust_if.evaluations import report as pages
-from robust_if.evaluations.scenario import Plan, detectors, run
+from robust_if.evaluations.plan import Plan
+from robust_if.evaluations.scenario import detectors, run
 from robust_if.loading import Dataset, read
 from robust_if.models import MODELS
 from robust_if.training import Recipe

@@ -14,8 +14,9 @@ import pytest
 from robust_if import Recipe, Scores
 from robust_if.attacks.labels import symmetric
 from robust_if.data import as_samples
-from robust_if.evaluations import scenario
-from robust_if.evaluations.scenario import Plan, decide, run
+from robust_if.evaluations import folder, scenario
+from robust_if.evaluations.plan import Plan
+from robust_if.evaluations.scenario import decide, run
 from robust_if.loading import Dataset, read
 
 FEW = Recipe(epochs=3, batch_size=32)
@@ -222,7 +223,7 @@ def test_the_same_plan_returns_at_once_and_another_one_is_refused(tmp_path: Path
 
 def test_the_folder_of_the_data_is_never_the_output(tmp_path: Path) -> None:
     given = plan(tmp_path / "data")
-    (tmp_path / "data" / "manifest.json").write_text(json.dumps({scenario.MARK: "x"}))
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps({folder.MARK: "x"}))
     for overwrite in (False, True):
         with pytest.raises(ValueError, match="out: .* holds the data"):
             run(given, tmp_path / "data", overwrite=overwrite)
@@ -238,7 +239,7 @@ def test_an_interruption_while_the_results_are_written_does_no_harm(tmp_path: Pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(scenario, place, interrupt)
+        patch.setattr(folder, place, interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(given, tmp_path / "out")
     monkeypatch.setattr("robust_if.training._epoch", lambda *_: pytest.fail("trained again"))
