@@ -14,7 +14,7 @@ from robust_if.data import Samples, batches
 from robust_if.estimators.base import Estimator, Job, Result
 from robust_if.neighbours import nearest
 from robust_if.task import Task
-from robust_if.training import Recipe, train
+from robust_if.training import Recipe, fit
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class ConfidentLearning(Estimator):
         probabilities = np.zeros((len(labels), 0))
         splits = StratifiedKFold(self.folds, shuffle=True, random_state=self.seed).split(labels, labels)
         for fold, (rest, held) in enumerate(splits):
-            fresh = job.task.reset(self.seed + fold)
-            fitted = fresh.at(train(fresh, job.samples.take(rest), self.recipe, progress=job.sweep.progress)[-1].state)
+            fitted = fit(job.task.reset(self.seed + fold), job.samples.take(rest), self.recipe, progress=job.sweep.progress)
             predicted = predict(fitted, job.samples.take(held), job.sweep.batch_size)
             if probabilities.shape[1] == 0:
                 probabilities = np.zeros((len(labels), predicted.shape[1]))

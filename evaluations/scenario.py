@@ -45,7 +45,7 @@ from robust_if.scores import Scores
 from robust_if.sweep import Progress, Sweep, fingerprint, silent
 from robust_if.targets import Utility
 from robust_if.task import Task
-from robust_if.training import Recipe, train
+from robust_if.training import Recipe, fit
 from robust_if.tuning import Plain, Tuning
 
 #: Estimators that draw the model's parameters anew.
@@ -74,8 +74,10 @@ def run(plan: Plan, directory: Path, *, progress: Progress = silent, overwrite: 
     Raises:
         ValueError: if the data or the plan are not fit to run; before any long work.
     """
-    if directory.resolve() in plan.train.path.resolve().parents:
-        raise ValueError(f"out: {directory} holds the data {plan.train.path}; choose another folder")
+    given = [plan.train.path, plan.valid.path, plan.test.path, *([plan.checkpoint] if plan.checkpoint else [])]
+    for path in given:  # --overwrite would delete them
+        if directory.resolve() in path.resolve().parents:
+            raise ValueError(f"out: {directory} holds the data {path}; choose another folder")
     prepared = _Prepared.of(plan)
     finished = claim(directory, prepared.mark, overwrite)
     if finished is not None:
@@ -155,8 +157,7 @@ class _Prepared:
         plan = self.plan
         start = Task(models.build(plan.model, self.encoder.shape, len(self.encoder.classes), seed))
         data = self.train if labels is None else self.train.with_labels(labels)
-        state = train(start, data, replace(plan.recipe, seed=seed), weights=weights, directory=directory, progress=progress)[-1].state
-        return start.at(state)
+        return fit(start, data, replace(plan.recipe, seed=seed), weights=weights, directory=directory, progress=progress)
 
 
 def _encoded(encoder: Encoder, data: Dataset, name: str) -> Samples:

@@ -23,7 +23,7 @@ from robust_if.scores import Scores
 from robust_if.sweep import Sweep
 from robust_if.targets import Functional, Target, Utility
 from robust_if.task import Task
-from robust_if.training import Recipe, train
+from robust_if.training import Recipe, fit, train
 from robust_if.tuning import SAM, FriendlySAM, LowPass, Plain, Tuning
 
 try:
@@ -36,5 +36,5 @@ __all__ = [
     "LowPass",
     "Plain", "Random", "Recipe", "Retraining", "Samples", "Scores", "SelfInfluence", "Sweep", "Target", "Task", "TunedLoss", "Tuning",
     "Utility",     "ValidationLoss",
-    "as_samples", "automatic_threshold", "load_checkpoint", "relabel", "remove_above", "remove_automatic", "remove_top", "train",
+    "as_samples", "automatic_threshold", "fit", "load_checkpoint", "relabel", "remove_above", "remove_automatic", "remove_top", "train",
 ]  # fmt: skip

@@ -133,6 +133,19 @@ def train(
     return checkpoints
 
 
+def fit(
+    task: Task,
+    data: Samples,
+    recipe: Recipe,
+    *,
+    weights: ArrayLike | None = None,
+    directory: Path | None = None,
+    progress: Progress = silent,
+) -> Task:
+    """The task with the model at the end of a training run; arguments and errors are those of :func:`train`."""
+    return task.at(train(task, data, recipe, weights=weights, directory=directory, progress=progress)[-1].state)
+
+
 def _epoch(
     task: Task, model: nn.Module, samples: Samples, weights: Tensor, recipe: Recipe, epoch: int, optimizer: torch.optim.Optimizer
 ) -> float:

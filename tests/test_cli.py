@@ -122,7 +122,7 @@ def test_the_demos_scores_have_one_column_per_estimator_and_target(demo: tuple[A
 
 
 def test_the_demo_again_returns_at_once(demo: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenario, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(scenario, "fit", lambda *_, **__: pytest.fail("trained again"))
     again = invoke("demo", "--json", "--out", demo[1])
     assert again.exit_code == 0 and again.stdout == demo[0].stdout
 
@@ -204,7 +204,7 @@ def test_the_same_command_returns_at_once_and_another_one_overwrites_only_when_t
     first = invoke(*command(data, out, "--json"))
     before = contents(out)
     with monkeypatch.context() as patch:
-        patch.setattr(scenario, "train", lambda *_, **__: pytest.fail("trained again"))
+        patch.setattr(scenario, "fit", lambda *_, **__: pytest.fail("trained again"))
         assert invoke(*command(data, out, "--json")).stdout == first.stdout
         other = invoke(*command(data, out, "--json", epochs=5))
     assert other.exit_code == 2 and other.stdout == "" and "out: " in other.stderr and "--overwrite" in other.stderr

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from robust_if.data import concatenate
 from robust_if.estimators.base import Estimator, Job, Result
 from robust_if.task import Params, Task
-from robust_if.training import Recipe, train
+from robust_if.training import Recipe, fit
 from robust_if.tuning import Tuning
 
 
@@ -78,9 +78,7 @@ class ValidationLoss(Estimator):
 
     def estimate(self, job: Job) -> Result:
         assert job.target is not None
-        fresh = job.task.reset(self.seed)
-        state = train(fresh, concatenate(job.target.held_out), self.recipe, progress=job.sweep.progress)[-1].state
-        task = fresh.at(state)
+        task = fit(job.task.reset(self.seed), concatenate(job.target.held_out), self.recipe, progress=job.sweep.progress)
         return Result(losses(job, task, task.params()))
 
 

@@ -19,7 +19,7 @@ from robust_if.estimators.base import Estimator, Job, Result
 from robust_if.neighbours import nearest
 from robust_if.scores import Units
 from robust_if.task import Batch, Task
-from robust_if.training import Recipe, train
+from robust_if.training import Recipe, fit
 
 Array = NDArray[np.float64]
 
@@ -110,7 +110,7 @@ class LabelOdds(Estimator):
         if noise is not None:
             start = replace(start, loss=_NoiseCorrected(torch.from_numpy(np.log(np.maximum(noise, 1e-8)))))
         folder = None if job.sweep.directory is None else job.sweep.directory / job.name / name
-        return job.task.at(train(start, data, replace(recipe, seed=seed), directory=folder)[-1].state)
+        return fit(start, data, replace(recipe, seed=seed), directory=folder)
 
 
 @dataclass(frozen=True, eq=False)

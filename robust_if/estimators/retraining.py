@@ -8,11 +8,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from robust_if.data import Samples
 from robust_if.estimators.base import Estimator, Job, Result
 from robust_if.scores import Units
-from robust_if.task import Task
-from robust_if.training import Recipe, train
+from robust_if.training import Recipe, fit
 
 
 @dataclass(frozen=True)
@@ -57,13 +55,8 @@ class Retraining(Estimator):
         assert job.target is not None
         values = []
         for seed in self.seeds:
-            task = trained(job.task, job.train, replace(self.recipe, seed=seed), weights)
+            task = fit(job.task, job.train, replace(self.recipe, seed=seed), weights=weights)
             values.append(float(job.target.value(task, task.params())))
         return float(np.mean(values))
-
-
-def trained(task: Task, data: Samples, recipe: Recipe, weights: ArrayLike | None = None) -> Task:
-    """The task at the end of a training run."""
-    return task.at(train(task, data, recipe, weights=weights)[-1].state)
 
 

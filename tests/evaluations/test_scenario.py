@@ -212,13 +212,25 @@ CHANGES: dict[str, Any] = {
 def test_the_same_plan_returns_at_once_and_another_one_is_refused(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     given, out = plan(tmp_path / "data"), tmp_path / "out"
     result = run(given, out)
-    monkeypatch.setattr(scenario, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(scenario, "fit", lambda *_, **__: pytest.fail("trained again"))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert run(given, out) == result
     for name, change in CHANGES.items():
         with pytest.raises(ValueError, match=r"out: .* is not empty; choose another folder, or pass --overwrite"):
             run(change(given), out)
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before, name
+
+
+@pytest.mark.parametrize("kind", ["valid", "test", "checkpoint"])
+def test_overwriting_never_deletes_what_the_run_was_given(tmp_path: Path, kind: str) -> None:
+    given, old = plan(tmp_path / "data"), tmp_path / "old"
+    old.mkdir()
+    (old / "manifest.json").write_text(json.dumps({folder.MARK: "x"}))
+    (old / "precious").write_text("kept")
+    moved = old / "precious" if kind == "checkpoint" else replace(getattr(given, kind), path=old / "precious")
+    with pytest.raises(ValueError, match="out: .*old holds the data .*precious"):
+        run(replace(given, **{kind: moved}), old, overwrite=True)
+    assert (old / "precious").read_text() == "kept"
 
 
 def test_the_folder_of_the_data_is_never_the_output(tmp_path: Path) -> None:

@@ -83,20 +83,20 @@ def test_no_sample_is_judged_by_a_model_that_saw_it(monkeypatch: pytest.MonkeyPa
     task, data, _, target = easy()
     seen: list[set[float]] = []
     judged: list[set[float]] = []
-    train, predict = label_odds.train, label_odds._log_probabilities
+    fit, predict = label_odds.fit, label_odds._log_probabilities
 
     def first(samples: Samples) -> set[float]:
         return set(samples.batch(slice(None))[0][:, 0].tolist())
 
     def training_on(task: Task, samples: Samples, *args: Any, **kwargs: Any) -> Any:
         seen.append(first(samples))
-        return train(task, samples, *args, **kwargs)
+        return fit(task, samples, *args, **kwargs)
 
     def judging(task: Task, samples: Samples, batch_size: int) -> np.ndarray:
         judged.append(first(samples))
         return predict(task, samples, batch_size)
 
-    monkeypatch.setattr(label_odds, "train", training_on)
+    monkeypatch.setattr(label_odds, "fit", training_on)
     monkeypatch.setattr(label_odds, "_log_probabilities", judging)
     SMALL.score(task, data, target=target)
     everything, clean, starts = first(data), first(target.data), SMALL.starts
