@@ -102,7 +102,7 @@ def cost() -> None:
     cases = {
         "forward pass (the floor)": forward,
         "IP": estimator(rif.InnerProduct()),
-        "IP, cosine": estimator(rif.InnerProduct("cosine")),
+        "IP, cosine": estimator(rif.InnerProduct(normalise="cosine")),
         "IP Ensemble (5 members)": estimator(rif.Ensemble()),
         "self-influence": estimator(rif.SelfInfluence()),
         "flat-minimum metric (without tuning)": estimator(rif.FlatMinima(rif.Tuning(steps=0))),

@@ -123,7 +123,7 @@ def estimators(row: Row, seed: int) -> list[Estimator]:
     """The detectors of the table, in its order. VM, FVM and tuned loss start at parameters that were tuned once for each."""
     zero = rif.Tuning(steps=0)
     return [
-        rif.Random(seed), rif.Loss(), rif.InnerProduct(), rif.Ensemble(seed=seed), rif.InnerProduct("cosine"), rif.GradNorm(),
+        rif.Random(seed), rif.Loss(), rif.InnerProduct(), rif.Ensemble(seed=seed), rif.InnerProduct(normalise="cosine"), rif.GradNorm(),
         rif.FlatMinima(replace(zero, flatness=rif.Plain())), rif.FlatMinima(zero), rif.TunedLoss(zero), rif.ValidationLoss(seed=seed),
         ConfidentLearning(replace(row.early, seed=seed), seed=seed), NearestNeighbours(), rif.LabelOdds(seed=seed),
     ]  # fmt: skip

@@ -56,8 +56,8 @@ def detectors(recipe: Recipe, seed: int = 0) -> dict[str, Estimator]:
     """Every estimator that a name on the command line stands for, with its published defaults."""
     plain = Tuning(flatness=Plain(), seed=seed)
     found: list[Estimator] = [
-        LabelOdds(seed=seed), FlatMinima(plain), FlatMinima(replace(plain, flatness=Tuning().flatness)), InnerProduct(), InnerProduct("cosine"),
-        InnerProduct("layer"), Ensemble(seed=seed), GradNorm(), SelfInfluence(), Loss(), TunedLoss(Tuning(seed=seed)), ValidationLoss(seed=seed),
+        LabelOdds(seed=seed), FlatMinima(plain), FlatMinima(replace(plain, flatness=Tuning().flatness)), InnerProduct(), InnerProduct(normalise="cosine"),
+        InnerProduct(normalise="layer"), Ensemble(seed=seed), GradNorm(), SelfInfluence(), Loss(), TunedLoss(Tuning(seed=seed)), ValidationLoss(seed=seed),
         ConfidentLearning(recipe, seed=seed), NearestNeighbours(), Random(seed),
     ]  # fmt: skip
     return {estimator.name: estimator for estimator in found}

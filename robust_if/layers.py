@@ -1,8 +1,7 @@
 """Per-sample gradients from layer inputs and output gradients, without a backward pass per sample.
 
 For a linear layer the gradient of sample i is Σ_t b_it ⊗ a_it over its positions t, with a the layer's input and b the gradient at its output. One
-forward and one backward pass give all a and b, and what the estimators need (norms, quadratic forms, second moments) follows from them;
-for one position per sample Σ_jk g²_jk M_jk = (b²) M (a²)ᵀ holds exactly and no gradient is ever formed.
+forward and one backward pass give all a and b, and what the estimators need follows from them (``pieces.py``).
 
 Each rule is verified on a few samples against autograd before it is used: a parameter that enters the loss in another way too (tied weights used
 functionally, a custom layer) is found out, named in the log, and taken by ``vmap(grad)`` instead. Nothing is silently left out.
@@ -10,64 +9,43 @@ functionally, a custom layer) is found out, named in the log, and taken by ``vma
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code expects
 from torch.utils._pytree import tree_map
 
+from robust_if.data import Samples, batches
 from robust_if.gradients import gradient, per_sample
+from robust_if.pieces import Dense, Outer, Piece, Pieces, Rows, dense
 from robust_if.task import Batch, Params, Task, batch_length
 
 logger = logging.getLogger(__name__)
 
-#: Numbers (not bytes) that one chunk of per-sample gradients of one parameter may hold.
-CHUNK = 2**25
-
-
-@dataclass(frozen=True)
-class Outer:
-    """Gradients Σ_t b_t ⊗ a_t of one parameter, from ``a`` of shape (B, T, in) and ``b`` of shape (B, T, out)."""
-
-    a: Tensor
-    b: Tensor
-
-    def dense(self) -> Tensor:
-        """The gradients, ``(B, out, in)``."""
-        return torch.einsum("bto,bti->boi", self.b, self.a)
-
-
-@dataclass(frozen=True)
-class Dense:
-    """Gradients of one parameter, ``(B, *shape)``."""
-
-    grads: Tensor
-
-    def dense(self) -> Tensor:
-        return self.grads
-
-
-Piece = Outer | Dense
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Piece]]
 
 
 def _linear(_: nn.Linear, a: Tensor, b: Tensor) -> dict[str, Piece]:
-    a, b = a.reshape(len(a), -1, a.shape[-1]), b.reshape(len(b), -1, b.shape[-1])
-    return {"weight": Outer(a, b), "bias": Dense(b.sum(1))}
+    return _affine(a.reshape(len(a), -1, a.shape[-1]), b.reshape(len(b), -1, b.shape[-1]))
 
 
 def _conv2d(module: nn.Conv2d, a: Tensor, b: Tensor) -> dict[str, Piece]:
     if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return {}
     patches = F.unfold(a, module.kernel_size, module.dilation, module.padding, module.stride)
-    b = b.flatten(2).mT
-    return {"weight": Outer(patches.mT, b), "bias": Dense(b.sum(1))}
+    return _affine(patches.mT, b.flatten(2).mT)
+
+
+def _affine(a: Tensor, b: Tensor) -> dict[str, Piece]:
+    """A bias is the weight of an input that is always 1."""
+    return {"weight": Outer(a, b), "bias": Outer(a.new_ones(()).expand(*a.shape[:2], 1), b)}
 
 
 def _norm(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Piece]:
@@ -84,18 +62,17 @@ def _norm(module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Piece]:
 
 
 def _positions(values: Tensor, module: nn.LayerNorm) -> Tensor:
-    return values.reshape(len(values), -1, *module.normalized_shape).sum(1)
+    return values.reshape(len(values), -1, *module.normalized_shape).sum(1).flatten(1)
 
 
 def _embedding(module: nn.Embedding, index: Tensor, b: Tensor) -> dict[str, Piece]:
     if module.max_norm is not None or module.scale_grad_by_freq:
         return {}
-    grads = b.new_zeros(len(b), module.num_embeddings, module.embedding_dim)
-    flat = index.reshape(len(b), -1, 1).expand(-1, -1, module.embedding_dim)
-    grads.scatter_add_(1, flat, b.reshape(len(b), -1, module.embedding_dim))
+    b = b.reshape(len(b), -1, module.embedding_dim)
+    index = index.reshape(len(b), -1)
     if module.padding_idx is not None:
-        grads[:, module.padding_idx] = 0
-    return {"weight": Dense(grads)}
+        b = torch.where((index == module.padding_idx)[:, :, None], 0.0, b)
+    return {"weight": Rows(index, b, module.num_embeddings)}
 
 
 _RULES: dict[type[nn.Module], Rule] = {
@@ -124,37 +101,28 @@ class LayerGradients:
         self._names = _canonical_names(task.model)
         # two lengths: an axis of positions that comes first may be as long as one of them
         covered = set(self._verify(_head(probe, 4))) & set(self._verify(_head(probe, 3)))
-        self._others = [name for name in params if name not in covered]
-        if self._others:
-            logger.info("no layer rule for %s; their gradients are taken by vmap(grad)", ", ".join(self._others))
+        #: The parameters that no layer rule covers.
+        self.uncovered = [name for name in params if name not in covered]
+        if self.uncovered:
+            logger.info("no layer rule for %s; their gradients are taken by vmap(grad)", ", ".join(self.uncovered))
+
+    def with_loss(self, loss: Callable[[Any, Batch], Tensor]) -> LayerGradients:
+        """The gradients of another loss of the same outputs; the rules stay verified."""
+        other = copy.copy(self)
+        other.task = replace(self.task, loss=loss)
+        return other
 
     def pieces(self, batch: Batch) -> Iterator[tuple[str, list[Piece]]]:
         """For every parameter, in the order of ``params``, its name and the contributions whose sum is the per-sample gradient."""
         rules = self._by_rule(batch)
-        others = per_sample(self.task, self.params, batch, self._others) if self._others else {}
+        others = per_sample(self.task, self.params, batch, self.uncovered) if self.uncovered else {}
         for name in self.params:
-            yield name, [Dense(others.pop(name))] if name in others else [rule() for rule in rules.pop(name)]
+            yield name, [Dense(others.pop(name).flatten(1))] if name in others else [rule() for rule in rules.pop(name)]
 
     def dense(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         """For every parameter its name and the per-sample gradients, ``(B, *shape)``."""
         for name, pieces in self.pieces(batch):
-            yield name, _dense(pieces).reshape(-1, *self.params[name].shape)
-
-    def quadratic(self, batch: Batch, metric: Params | None = None) -> dict[str, Tensor]:
-        """Σ_j g²_ij M_j for every sample, ``(B,)`` by parameter name; M = 1 without ``metric``."""
-        return {name: _reduce(pieces, partial(_square, metric=None if metric is None else metric[name])) for name, pieces in self.pieces(batch)}
-
-    def products_and_squares(self, batch: Batch, direction: Params) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """⟨g_i, v⟩ and ‖g_i‖² for every sample, each ``(B,)`` by parameter name, in one pass."""
-        products, squares = {}, {}
-        for name, pieces in self.pieces(batch):
-            products[name] = _reduce(pieces, partial(_product, direction=direction[name]))
-            squares[name] = _reduce(pieces, _square)
-        return products, squares
-
-    def second_moment(self, batch: Batch) -> Params:
-        """Σ_i g²_i, with the shapes of the parameters."""
-        return {name: _second_moment(pieces).reshape(self.params[name].shape) for name, pieces in self.pieces(batch)}
+            yield name, dense(pieces).reshape(-1, *self.params[name].shape)
 
     def _by_rule(self, batch: Batch) -> dict[str, list[Callable[[], Piece]]]:
         """By parameter name, what makes its pieces; they are made one parameter at a time, since a convolution's patches are large."""
@@ -184,7 +152,7 @@ class LayerGradients:
 
 def _agrees(rules: list[Callable[[], Piece]], weights: Tensor, exact: Tensor) -> bool:
     try:
-        got = torch.tensordot(weights, _dense([rule() for rule in rules]), 1).reshape(exact.shape)
+        got = (weights @ dense([rule() for rule in rules])).reshape(exact.shape)
     except KeyError:  # the rule does not serve this configuration of the layer
         return False
     tolerance = 1e3 * torch.finfo(exact.dtype).eps
@@ -216,56 +184,34 @@ def _canonical_names(model: nn.Module) -> dict[tuple[nn.Module, str], str]:
     return {(module, local): first[id(value)] for module in model.modules() for local, value in module.named_parameters(recurse=False)}
 
 
-def _single(pieces: list[Piece]) -> Outer | None:
-    """The only piece, if it is an outer product of one position, so that squares factorise."""
-    piece = pieces[0]
-    return piece if len(pieces) == 1 and isinstance(piece, Outer) and piece.a.shape[1] == 1 else None
+class Factors(Protocol):
+    """The per-sample gradients of a data set at one state of the model."""
+
+    def blocks(self) -> Iterator[tuple[slice, Pieces]]:
+        """Rows of consecutive samples, from the first to the last, and their gradients."""
+        ...
 
 
-def _dense(pieces: list[Piece]) -> Tensor:
-    total = pieces[0].dense()
-    for piece in pieces[1:]:
-        total = total + piece.dense().reshape(total.shape)
-    return total
+@dataclass(frozen=True)
+class Live:
+    """Gradients that are computed anew on every pass; a :class:`~robust_if.store.Store` keeps them instead."""
 
+    gradients: LayerGradients
+    samples: Samples
+    batch_size: int
 
-def _square(grads: Tensor | Outer, metric: Tensor | None = None) -> Tensor:
-    if isinstance(grads, Outer):
-        a2, b2 = grads.a[:, 0] ** 2, grads.b[:, 0] ** 2
-        return a2.sum(1) * b2.sum(1) if metric is None else ((b2 @ metric.flatten(1)) * a2).sum(1)
-    squares = grads.flatten(1) ** 2
-    return squares.sum(1) if metric is None else squares @ metric.flatten()
+    @classmethod
+    def of(cls, task: Task, params: Params, samples: Samples, batch_size: int) -> Live:
+        """The gradients of ``task`` at ``params``; layer rules are verified on the first samples."""
+        like = next(iter(params.values()))
+        return cls(LayerGradients(task, params, next(batches(samples, 4, like))), samples, batch_size)
 
-
-def _product(grads: Tensor | Outer, direction: Tensor) -> Tensor:
-    if isinstance(grads, Outer):
-        return ((grads.b[:, 0] @ direction.flatten(1)) * grads.a[:, 0]).sum(1)
-    return grads.flatten(1) @ direction.flatten()
-
-
-def _reduce(pieces: list[Piece], function: Callable[[Any], Tensor]) -> Tensor:
-    """``function`` of the per-sample gradients, in chunks of samples that fit in memory."""
-    single = _single(pieces)
-    if single is not None:
-        return function(single)
-    return torch.cat([function(_dense(part)) for part in _chunks(pieces)])
-
-
-def _second_moment(pieces: list[Piece]) -> Tensor:
-    single = _single(pieces)
-    if single is not None:
-        return (single.b[:, 0] ** 2).mT @ single.a[:, 0] ** 2
-    return torch.stack([(_dense(part) ** 2).sum(0) for part in _chunks(pieces)]).sum(0)
-
-
-def _chunks(pieces: list[Piece]) -> Iterator[list[Piece]]:
-    first = pieces[0]
-    size = first.a.shape[2] * first.b.shape[2] if isinstance(first, Outer) else first.grads[0].numel()
-    length = len(first.a) if isinstance(first, Outer) else len(first.grads)
-    step = max(1, CHUNK // max(size, 1))
-    for start in range(0, length, step):
-        rows = slice(start, start + step)
-        yield [Outer(p.a[rows], p.b[rows]) if isinstance(p, Outer) else Dense(p.grads[rows]) for p in pieces]
+    def blocks(self) -> Iterator[tuple[slice, Pieces]]:
+        start, like = 0, next(iter(self.gradients.params.values()))
+        for batch in batches(self.samples, self.batch_size, like):
+            rows = slice(start, start + batch_length(batch))
+            yield rows, self.gradients.pieces(batch)
+            start = rows.stop
 
 
 def _head(batch: Batch, length: int) -> Batch:

@@ -253,8 +253,8 @@ SHORT = Tuning(steps=4, lr=0.05, batch_size=5)
 #: One row per estimator; a new one brings its row.
 ESTIMATORS: dict[str, Estimator] = {
     "ip": InnerProduct(),
-    "ip-cosine": InnerProduct("cosine"),
-    "ip-layer": InnerProduct("layer"),
+    "ip-cosine": InnerProduct(normalise="cosine"),
+    "ip-layer": InnerProduct(normalise="layer"),
     "ip-ensemble": Ensemble(members=3, rate=0.4, perturbation="dropout"),
     "ip-ensemble-gaussian": Ensemble(members=3, perturbation="gaussian"),
     "grad-norm-ensemble": Ensemble(GradNorm(), members=2),

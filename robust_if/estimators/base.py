@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import torch
@@ -15,7 +16,11 @@ from torch import Tensor
 
 from robust_if.checkpoints import Checkpoint
 from robust_if.data import Samples, as_samples, to
+from robust_if.gradients import directional
+from robust_if.layers import LayerGradients
+from robust_if.pieces import Pieces, products
 from robust_if.scores import Scores, Units
+from robust_if.store import Store
 from robust_if.sweep import Sweep, fingerprint
 from robust_if.targets import Target
 from robust_if.task import Batch, Params, Task
@@ -28,28 +33,51 @@ class Job:
     task: Task
     train: Samples
     samples: Samples
-    target: Target | None
+    targets: tuple[Target, ...]
     sweep: Sweep
     name: str
     settings: str = ""
+    index: Store | None = None
+    checkpoint: Checkpoint | None = None
 
     @property
     def params(self) -> Params:
         """The task's parameters."""
         return self.task.params()
 
+    @property
+    def target(self) -> Target:
+        """The only target."""
+        (target,) = self.targets
+        return target
+
     def map(self, function: Callable[[Batch], Tensor], *settings: object) -> NDArray[np.float64]:
-        """``function: Batch -> (B,)`` of every sample, ``(n,)``; resumes where the sweep keeps its parts."""
+        """``function: Batch -> (B, …)`` of every sample, ``(n, …)``; resumes where the sweep keeps its parts."""
         mark = ""
         if self.sweep.directory is not None:
-            held_out = self.target.held_out if self.target else ()
-            data = [fingerprint({}, part) for part in (self.train, *held_out)]
+            data = [fingerprint({}, part) for part in (self.train, *(part for target in self.targets for part in target.held_out))]
             task = self.task
             mark = fingerprint(
-                task.model.state_dict(), self.samples, self.name, task.patterns, task.loss, task.forward, self.settings, self.target, settings, data
+                task.model.state_dict(), self.samples, self.name, task.patterns, task.loss, task.forward, self.settings, self.targets, settings, data
             )
         like = next(self.task.model.parameters())
         return self.sweep.map(function, self.samples, like, name=self.name, fingerprint=mark).numpy()
+
+    def layerwise(self, function: Callable[[Pieces], Tensor]) -> NDArray[np.float64]:
+        """``function: gradients of a batch -> (B, …)`` of every sample, ``(n, …)``; from the index where there is one."""
+        if self.index is not None:
+            parts = [function(pieces) for _, pieces in self.index.blocks()]
+            return torch.cat(parts).to("cpu", torch.float64).numpy()
+        gradients = LayerGradients(self.task, self.params, self.probe())
+        return self.map(lambda batch: function(gradients.pieces(batch)))
+
+    def products(self, directions: Sequence[Params]) -> NDArray[np.float64]:
+        """⟨∇ℓ_i, v⟩ for every sample and direction, ``(n, k)``: one direction by forward mode, several from the factors of one backward pass."""
+        task, params = self.task, self.params
+        if len(directions) == 1 and self.index is None:
+            return self.map(lambda batch: directional(task, params, batch, directions[0]))[:, None]
+        stacked = {name: torch.stack([direction[name] for direction in directions]) for name in params}
+        return self.layerwise(lambda pieces: torch.stack([products(each, stacked[name]) for name, each in pieces]).sum(0))
 
     def probe(self) -> Batch:
         """A few samples on the model's device, on which layer rules are verified."""
@@ -83,52 +111,103 @@ class Estimator(ABC):
 
     @abstractmethod
     def estimate(self, job: Job) -> Result:
-        """The scores at one state of the model."""
+        """The scores for the job's target, at one state of the model."""
+
+    def estimates(self, job: Job) -> list[Result]:
+        """One result per target of the job; estimators that can serve all in one pass override this."""
+        if len(job.targets) < 2:
+            return [self.estimate(job)]
+        return [self.estimate(replace(job, targets=(target,), name=f"{job.name}-{k}")) for k, target in enumerate(job.targets)]
+
+    @overload
+    def score(
+        self, task: Task, train: Any, *, target: Target | None = ..., checkpoints: Sequence[Checkpoint] = ..., samples: Any = ...,
+        sweep: Sweep = ..., index: Store | None = ...,
+    ) -> Scores: ...  # fmt: skip
+
+    @overload
+    def score(
+        self, task: Task, train: Any, *, target: Sequence[Target] | Mapping[str, Target], checkpoints: Sequence[Checkpoint] = ...,
+        samples: Any = ..., sweep: Sweep = ..., index: Store | None = ...,
+    ) -> list[Scores]: ...  # fmt: skip
 
     def score(
         self,
         task: Task,
         train: Any,
         *,
-        target: Target | None = None,
+        target: Target | Sequence[Target] | Mapping[str, Target] | None = None,
         checkpoints: Sequence[Checkpoint] = (),
         samples: Any = None,
-        sweep: Sweep = Sweep(),  # noqa: B008 - frozen
-    ) -> Scores:
+        sweep: Sweep = Sweep(),
+        index: Store | None = None,
+    ) -> Scores | list[Scores]:
         """One score per sample; positive: leaving the sample out is predicted to lower the target.
 
         Args:
             task: the model, in evaluation mode, and its loss.
             train: training data, ``Samples``, ``(X, y)`` or a map-style data set.
-            target: what should become lower; estimators that look at no target ignore it.
+            target: what should become lower; estimators that look at no target ignore it. Several targets, as a list or as a dict with names of
+                your own, are scored in one pass where the estimator can.
             checkpoints: states of the model; scores are summed with the checkpoints' weights (TracIn). The model's own state by default.
             samples: what is scored, where it is not ``train`` itself: candidates for the training set, or other labels.
             sweep: batch size, progress, and where parts are kept to resume.
+            index: the factored gradients of ``train`` at the task's parameters, made by :meth:`robust_if.Store.build`; estimators that work on
+                per-sample gradients then need no pass over the data.
 
         Returns:
-            Scores ``(n,)`` in the order of ``samples``.
+            Scores ``(n,)`` in the order of ``samples``; a list of them, in the order of the targets, for several targets.
 
         Raises:
-            ValueError: if the estimator needs a target and none is given.
+            ValueError: if the estimator needs a target and none is given, two targets have one name, or the index is of another model or data.
         """
-        if self.needs_target and target is None:
-            raise ValueError(f"target: {type(self).__name__} needs a target, such as Utility(valid)")
         begin = time.perf_counter()
+        named = self._named(target)
         data = as_samples(train)
         scored = data if samples is None else as_samples(samples)
-        asked = target.name if target and self.needs_target else ""
-        job = Job(task, data, scored, target, sweep, f"{self.name}-{asked}" if asked else self.name, repr(self))
-        jobs = (replace(job, task=task.at(each.state), name=f"{job.name}-{k}") for k, each in enumerate(checkpoints)) if checkpoints else [job]
-        results = [self.estimate(each) for each in jobs]  # one copy of the model at a time
+        if index is not None:
+            if checkpoints or samples is not None:
+                raise ValueError("index: it holds the gradients of the training data at one state; do not pass checkpoints or samples with it")
+            index.check(task, data)
+        asked = "+".join(named)
+        name = f"{self.name}-{hashlib.sha256(asked.encode()).hexdigest()[:12] if len(named) > 3 else asked}" if named else self.name
+        job = Job(task, data, scored, tuple(named.values()), sweep, name, repr(self), index)
+        jobs = (replace(job, task=task.at(each.state), name=f"{name}-{k}", checkpoint=each) for k, each in enumerate(checkpoints))
+        results = [self.estimates(each) for each in jobs] if checkpoints else [self.estimates(job)]  # one copy of the model at a time
         weights = np.array([checkpoint.weight for checkpoint in checkpoints] or [1.0])
+        provenance = {"estimator": repr(self), "seconds": time.perf_counter() - begin, "torch": torch.__version__}
+        scores = [
+            self._scores([result[k] for result in results], weights, scored, each, provenance) for k, each in enumerate(named or {"": None})
+        ]
+        return scores[0] if target is None or isinstance(target, Target) else scores
+
+    def _named(self, target: Target | Sequence[Target] | Mapping[str, Target] | None) -> dict[str, Target]:
+        """The targets by name; none for an estimator that looks at none."""
+        if not self.needs_target:
+            return {}
+        given = [target] if isinstance(target, Target) else target
+        if not given:
+            raise ValueError(f"target: {type(self).__name__} needs a target, such as Utility(valid)")
+        if isinstance(given, Mapping):
+            return dict(given)
+        names = [each.name for each in given]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"target: two targets are named {twice[0]!r}; pass a dict with names of your own, {{'young': …, 'old': …}}")
+        return dict(zip(names, given, strict=True))
+
+    def _scores(
+        self, results: list[Result], weights: NDArray[np.float64], scored: Samples, target: str, provenance: dict[str, Any]
+    ) -> Scores:
+        """Results at the checkpoints, summed with their weights."""
         members = [result.members for result in results if result.members is not None]
         return Scores(
             values=np.tensordot(weights, np.stack([result.values for result in results]), 1),
             ids=scored.ids,
             estimator=self.name,
-            target=asked,
+            target=target,
             units=self.units,
             members=np.tensordot(weights, np.stack(members), 1) if members else None,
             suggestions=results[-1].suggestions,
-            provenance={"estimator": repr(self), "seconds": time.perf_counter() - begin, "torch": torch.__version__, **results[-1].notes},
+            provenance={**provenance, **results[-1].notes},
         )

@@ -56,7 +56,6 @@ class TunedLoss(Estimator):
         return "tuned-loss"
 
     def estimate(self, job: Job) -> Result:
-        assert job.target is not None
         return Result(losses(job, job.task, self.tuning.run(job.task, job.target, job.sweep.progress)))
 
 
@@ -77,7 +76,6 @@ class ValidationLoss(Estimator):
         return "valid-only"
 
     def estimate(self, job: Job) -> Result:
-        assert job.target is not None
         task = fit(job.task.reset(self.seed), concatenate(job.target.held_out), self.recipe, progress=job.sweep.progress)
         return Result(losses(job, task, task.params()))
 

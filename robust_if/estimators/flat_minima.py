@@ -14,7 +14,8 @@ from torch import Tensor
 from robust_if.data import as_samples, batches, to
 from robust_if.estimators.base import Estimator, Job, Result
 from robust_if.gradients import hessian
-from robust_if.layers import CHUNK, LayerGradients
+from robust_if.layers import LayerGradients
+from robust_if.pieces import CHUNK, squares
 from robust_if.preconditioners import diagonal_fisher
 from robust_if.sweep import Sweep, fingerprint
 from robust_if.targets import Target
@@ -64,12 +65,11 @@ class FlatMinima(Estimator):
         return "vm" if isinstance(self.tuning.flatness, Plain) else "fvm"
 
     def estimate(self, job: Job) -> Result:
-        assert job.target is not None
         if self.curvature == "exact":
             return self._exact(job, job.target)
         params, metric, notes = self._tuned(job.task, job.train, job.target, job.sweep)
         gradients = LayerGradients(job.task, params, job.probe())
-        values = job.map(lambda batch: torch.stack(list(gradients.quadratic(batch, metric).values())).sum(0))
+        values = job.map(lambda batch: torch.stack([squares(each, metric[name]) for name, each in gradients.pieces(batch)]).sum(0))
         return Result(values, notes=notes)
 
     def _exact(self, job: Job, target: Target) -> Result:
@@ -108,7 +108,7 @@ class FlatMinima(Estimator):
         def products(batch: Batch) -> Tensor:
             return torch.stack([grads.flatten(1) @ directions[name].T for name, grads in gradients.dense(batch)]).sum(0) ** 2
 
-        job = Job(task, samples, samples, target, sweep, f"{self.name}-pairs", repr(self))
+        job = Job(task, samples, samples, (target,), sweep, f"{self.name}-pairs", repr(self))
         return job.map(products, fingerprint({}, asked))
 
     def candidates(self, task: Task, train: Any, *, target: Target, sweep: Sweep = Sweep()) -> NDArray[np.float64]:  # noqa: B008 - frozen
@@ -122,7 +122,7 @@ class FlatMinima(Estimator):
         classes = task.outputs(params, to(samples.batch(slice(0, 1)), next(iter(params.values())))).shape[1]
         fitting = max(1, CHUNK // (classes * max(value.numel() for value in params.values())))
         sweep = replace(sweep, batch_size=min(sweep.batch_size, fitting))
-        job = Job(task, samples, samples, target, sweep, f"{self.name}-candidates", repr(self))
+        job = Job(task, samples, samples, (target,), sweep, f"{self.name}-candidates", repr(self))
         return job.map(lambda batch: _label_scores(task, params, metric, batch))
 
     def _tuned(self, task: Task, train: Any, target: Target, sweep: Sweep) -> tuple[Params, Params, dict[str, Any]]:

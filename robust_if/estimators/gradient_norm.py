@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from robust_if.estimators.base import Estimator, Job, Result
-from robust_if.layers import LayerGradients
+from robust_if.pieces import squares
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,7 @@ class SelfInfluence(Estimator):
         return "self-influence"
 
     def estimate(self, job: Job) -> Result:
-        gradients = LayerGradients(job.task, job.params, job.probe())
-        return Result(job.map(lambda batch: torch.stack(list(gradients.quadratic(batch).values())).sum(0)))
+        return Result(job.layerwise(lambda pieces: torch.stack([squares(each) for _, each in pieces]).sum(0)))
 
 
 @dataclass(frozen=True)

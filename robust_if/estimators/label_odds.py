@@ -80,7 +80,6 @@ class LabelOdds(Estimator):
         return "label-odds"
 
     def estimate(self, job: Job) -> Result:
-        assert job.target is not None
         labels, clean = job.samples.labels.numpy(), concatenate(job.target.held_out)
         starts = [self._fit(job, f"start-{m}", self.start_recipe, m, clean, None) for m in range(self.starts)]
         log_p = logsumexp([_log_probabilities(task, job.samples, job.sweep.batch_size) for task in starts], axis=0) - np.log(self.starts)

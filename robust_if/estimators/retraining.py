@@ -52,7 +52,6 @@ class Retraining(Estimator):
         return Result(np.array([effects[int(group)] for group in groups]))
 
     def _target(self, job: Job, weights: ArrayLike) -> float:
-        assert job.target is not None
         values = []
         for seed in self.seeds:
             task = fit(job.task, job.train, replace(self.recipe, seed=seed), weights=weights)

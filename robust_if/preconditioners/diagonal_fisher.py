@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from robust_if.data import Samples, batches
-from robust_if.layers import LayerGradients
+from robust_if.data import Samples
+from robust_if.layers import Live
+from robust_if.pieces import second_moment
 from robust_if.task import Params, Task
 
 
@@ -17,13 +18,10 @@ def diagonal_fisher(task: Task, params: Params, data: Sequence[Samples], batch_s
     Args:
         data: data sets whose samples are averaged over together.
     """
-    like = next(iter(params.values()))
     total = {name: torch.zeros_like(value) for name, value in params.items()}
-    gradients: LayerGradients | None = None
     for samples in data:
-        for batch in batches(samples, batch_size, like):
-            gradients = gradients or LayerGradients(task, params, batch)
-            for name, squares in gradients.second_moment(batch).items():
-                total[name] += squares
+        for _, pieces in Live.of(task, params, samples, batch_size).blocks():
+            for name, each in pieces:
+                total[name] += second_moment(each).view_as(total[name])
     count = sum(len(samples) for samples in data)
     return {name: value / count for name, value in total.items()}

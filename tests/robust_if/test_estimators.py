@@ -71,14 +71,14 @@ def test_cosine_and_layer_forms_are_their_formulas(name: str) -> None:
 
     layers = sorted({key.rpartition(".")[0] for key in grads})
     by_layer = [cosine([key for key in grads if key.rpartition(".")[0] == layer]) for layer in layers]
-    assert relative(scores(InnerProduct("cosine"), c), -cosine(list(grads))) <= 1e-10
-    assert relative(scores(InnerProduct("layer"), c), -np.mean(by_layer, axis=0)) <= 1e-10
+    assert relative(scores(InnerProduct(normalise="cosine"), c), -cosine(list(grads))) <= 1e-10
+    assert relative(scores(InnerProduct(normalise="layer"), c), -np.mean(by_layer, axis=0)) <= 1e-10
 
 
 def test_cosine_of_a_sample_without_gradient_is_zero() -> None:
     c = case("mlp")
     task = Task(c.task.model, lambda outputs, batch: outputs.square().sum(1) * (batch[1] > 0))
-    got = scores(InnerProduct("cosine"), replace(c, task=task))
+    got = scores(InnerProduct(normalise="cosine"), replace(c, task=task))
     assert np.array_equal(got == 0, (c.train.labels == 0).numpy())
 
 
@@ -422,7 +422,7 @@ def test_fewer_parameters_are_another_score(estimator: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: InnerProduct("l2"), "normalise: expected 'none', 'cosine' or 'layer', got 'l2'"),  # type: ignore[arg-type]
+        (lambda: InnerProduct(normalise="l2"), "normalise: expected 'none', 'cosine' or 'layer', got 'l2'"),  # type: ignore[arg-type]
         (lambda: FlatMinima(fisher="test"), "fisher: expected 'held_out' or 'train', got 'test'"),  # type: ignore[arg-type]
         (lambda: FlatMinima(damping=0), "damping: expected a positive number, got 0"),
         (lambda: Ensemble(members=0), "members: expected at least 1, got 0"),

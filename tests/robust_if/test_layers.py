@@ -12,6 +12,7 @@ from cases import CLASSIFIERS, NAMES, Case, case, relative
 from oracles import matrix, sample_gradients
 from robust_if import Samples, Task
 from robust_if import layers as module
+from robust_if import pieces
 from robust_if.layers import LayerGradients
 from robust_if.preconditioners import diagonal_fisher
 from robust_if.task import Params
@@ -93,45 +94,48 @@ def test_dense_gradients_are_those_of_single_backward_passes(name: str) -> None:
 
 
 @EVERY
-@pytest.mark.parametrize("chunk", [module.CHUNK, 1])
-def test_quadratic_forms_products_and_second_moments_are_those_of_single_gradients(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK", chunk)
+@pytest.mark.parametrize("chunk", [pieces.CHUNK, 1])
+def test_what_follows_from_the_pieces_is_what_follows_from_single_gradients(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "CHUNK", chunk)
     c, gradients, exact, metric = ready(name)
-    batch = c.train.batch(slice(None))
-    plain, weighted, moments = gradients.quadratic(batch), gradients.quadratic(batch, metric), gradients.second_moment(batch)
-    products, norms = gradients.products_and_squares(batch, metric)
-    for key, value in exact.items():
-        g, m = value.flatten(1), metric[key].flatten()
-        assert relative(weighted[key], g**2 @ m) <= 1e-10, key
-        assert relative(plain[key], (g**2).sum(1)) <= 1e-10, key
-        assert relative(products[key], g @ m) <= 1e-10, key
-        assert relative(norms[key], (g**2).sum(1)) <= 1e-10, key
-        assert relative(moments[key], (value**2).sum(0)) <= 1e-10, key
+    queries = dict(gradients.pieces(c.train.batch(slice(0, 3))))
+    directions = {key: torch.randn(2, *value.shape[1:]).double() for key, value in exact.items()}
+    for key, each in gradients.pieces(c.train.batch(slice(None))):
+        g, m, weights = exact[key].flatten(1), metric[key].flatten(), torch.randn(len(exact[key])).double()
+        for form in (each, pieces.compact(each)):
+            assert relative(pieces.dense(form), g) <= 1e-10, key
+            assert relative(pieces.products(form, directions[key]), g @ directions[key].flatten(1).T) <= 1e-10, key
+            assert relative(pieces.products(form, metric[key][None]), (g @ m)[:, None]) <= 1e-10, key
+            assert relative(pieces.squares(form), (g**2).sum(1)) <= 1e-10, key
+            assert relative(pieces.squares(form, metric[key]), g**2 @ m) <= 1e-10, key
+            assert relative(pieces.second_moment(form), (g**2).sum(0)) <= 1e-10, key
+            assert relative(pieces.weighted_sum(form, weights), weights @ g) <= 1e-10, key
+            assert relative(pieces.gram(form, queries[key]), g @ g[:3].T) <= 1e-10, key
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_rule_serves_the_layers_it_claims(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     c, gradients, _, _ = ready(f"layer: {name}")
-    assert gradients._others == ([] if LAYERS[name][2] else list(c.task.params()))
+    assert gradients.uncovered == ([] if LAYERS[name][2] else list(c.task.params()))
 
 
 def test_a_parameter_used_behind_its_layer_is_found_out_and_the_log_names_it(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     gradients = ready("model: bare")[1]
-    assert gradients._others == ["scale", "inner.weight"]
+    assert gradients.uncovered == ["scale", "inner.weight"]
     assert "no layer rule for scale, inner.weight" in caplog.text
 
 
 def test_layers_whose_first_axis_is_not_the_sample_are_found_out_though_lengths_agree() -> None:
     gradients = ready("model: positions-first")[1]
-    assert gradients._others == ["inner.weight", "inner.bias"]
+    assert gradients.uncovered == ["inner.weight", "inner.bias"]
 
 
 def test_a_wrong_layer_rule_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     right = module._RULES[nn.Linear]
     monkeypatch.setitem(module._RULES, nn.Linear, lambda layer, a, b: right(layer, a, -b))
     _, gradients, _, _ = ready("model: mlp")
-    assert len(gradients._others) == 6
+    assert len(gradients.uncovered) == 6
 
 
 @pytest.mark.parametrize("name", NAMES)

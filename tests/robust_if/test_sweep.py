@@ -124,7 +124,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-@pytest.mark.parametrize("estimator", [InnerProduct(), InnerProduct("cosine"), FlatMinima(SHORT, damping=1e-2)], ids=lambda one: one.name)
+@pytest.mark.parametrize("estimator", [InnerProduct(), InnerProduct(normalise="cosine"), FlatMinima(SHORT, damping=1e-2)], ids=lambda one: one.name)
 def test_parts_are_refused_where_anything_that_makes_the_score_differs(estimator: Any, change: Any, tmp_path: Path) -> None:
     c = case("mlp")
     sweep = Sweep(directory=tmp_path)

@@ -1,0 +1,69 @@
+"""What every preconditioner shares: (task, parameters, data) -> an approximate inverse of the damped curvature."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from robust_if.data import Samples
+from robust_if.layers import Factors
+from robust_if.sweep import Sweep
+from robust_if.task import Params, Task
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """(C + λI)⁻¹ v, exactly or nearly.
+
+    Args:
+        direction: with the shapes of the parameters.
+        notes: what a reader needs to distrust it: ``damping``; of an iterative solver also ``iterations``, ``residual`` (‖(C + λI) x − v‖ / ‖v‖) and
+            ``converged``.
+    """
+
+    direction: Params
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: v -> (C + λI)⁻¹ v.
+Inverse = Callable[[Params], Solution]
+
+
+class Preconditioner(ABC):
+    """How the curvature C of the mean training loss is approximated and inverted. Subclasses are frozen dataclasses.
+
+    The damping λ means the same for all: it is added to the curvature of the mean loss, like an L2 penalty of λ/2 ‖θ‖². By default it is a tenth of the
+    mean eigenvalue of C (of each layer's block, for layer-wise approximations), and the number that was used is reported.
+    """
+
+    #: Whether ``build`` passes over the per-sample gradients, so that keeping them in memory saves passes.
+    reads_factors: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Short name for tables and files, such as ``"ekfac"``."""
+
+    @abstractmethod
+    def build(self, task: Task, params: Params, data: Samples, sweep: Sweep, factors: Factors | None = None) -> Inverse:
+        """The inverse at ``params``, ready to be applied to any number of directions.
+
+        Args:
+            data: the training data, over which the curvature is averaged.
+            sweep: batch size and progress.
+            factors: the per-sample gradients of ``data`` at ``params``, if they are at hand.
+        """
+
+
+@dataclass(frozen=True)
+class Identity(Preconditioner):
+    """No curvature: (C + λI)⁻¹ is replaced by I, which makes influence the inner product (IP, TracIn)."""
+
+    @property
+    def name(self) -> str:
+        return "ip"
+
+    def build(self, task: Task, params: Params, data: Samples, sweep: Sweep, factors: Factors | None = None) -> Inverse:
+        return Solution
