@@ -16,37 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from robust_if import models
 from robust_if.checkpoints import Checkpoint, load_checkpoint
-from robust_if.data import Samples
 from robust_if.decisions import automatic_threshold, relabel, remove_above, remove_top
-from robust_if.encoding import Encoder, check_apart, check_split
-from robust_if.estimators import (
-    Ensemble,
-    Estimator,
-    FlatMinima,
-    GradNorm,
-    InnerProduct,
-    LabelOdds,
-    Loss,
-    Random,
-    SelfInfluence,
-    TunedLoss,
-    ValidationLoss,
-)
+from robust_if.estimators import Estimator, FlatMinima
+from robust_if.estimators.named import named
 from robust_if.evaluations.baselines import ConfidentLearning, NearestNeighbours, accuracy
 from robust_if.evaluations.folder import claim, write
 from robust_if.evaluations.plan import Outcome, Plan
-from robust_if.loading import Dataset
+from robust_if.evaluations.problem import Problem
 from robust_if.scores import Scores
 from robust_if.sweep import Progress, Sweep, fingerprint, silent
 from robust_if.targets import Utility
 from robust_if.task import Task
 from robust_if.training import Recipe, fit
-from robust_if.tuning import Plain, Tuning
+from robust_if.tuning import Tuning
 
 #: Estimators that draw the model's parameters anew.
 STARTS_AFRESH = frozenset({"label-odds", "valid-only", "confident-learning"})
@@ -54,12 +39,7 @@ STARTS_AFRESH = frozenset({"label-odds", "valid-only", "confident-learning"})
 
 def detectors(recipe: Recipe, seed: int = 0) -> dict[str, Estimator]:
     """Every estimator that a name on the command line stands for, with its published defaults."""
-    plain = Tuning(flatness=Plain(), seed=seed)
-    found: list[Estimator] = [
-        LabelOdds(seed=seed), FlatMinima(plain), FlatMinima(replace(plain, flatness=Tuning().flatness)), InnerProduct(), InnerProduct(normalise="cosine"),
-        InnerProduct(normalise="layer"), Ensemble(seed=seed), GradNorm(), SelfInfluence(), Loss(), TunedLoss(Tuning(seed=seed)), ValidationLoss(seed=seed),
-        ConfidentLearning(recipe, seed=seed), NearestNeighbours(), Random(seed),
-    ]  # fmt: skip
+    found = [*named(seed).values(), ConfidentLearning(recipe, seed=seed), NearestNeighbours()]
     return {estimator.name: estimator for estimator in found}
 
 
@@ -91,7 +71,7 @@ def run(plan: Plan, directory: Path, *, progress: Progress = silent, overwrite: 
     if suggested is None:
         suggested = _suggest(prepared, task, work, progress)
     runs = _accuracies(prepared, weights, suggested, work, progress)
-    return write(directory, plan, Outcome(scores, weights, threshold, decision, prepared.encoder.decode(suggested), runs))
+    return write(directory, plan, Outcome(scores, weights, threshold, decision, prepared.problem.encoder.decode(suggested), runs))
 
 
 def decide(scores: Scores, remove: str) -> tuple[NDArray[np.float64], float | None, str]:
@@ -118,10 +98,7 @@ class _Prepared:
     """A plan whose data are encoded and whose model is built: every check that needs no long work has passed."""
 
     plan: Plan
-    encoder: Encoder
-    train: Samples
-    valid: Samples
-    test: Samples
+    problem: Problem
     task: Task
     estimators: tuple[Estimator, ...]
     mark: str
@@ -140,49 +117,23 @@ class _Prepared:
             raise ValueError(f"remove: expected some of the {len(plan.train)} samples to stay, but {plan.remove} removes all")
         if "confident-learning" in plan.estimators and find_spec("cleanlab") is None:
             raise ImportError("estimator: confident-learning needs cleanlab, pip install 'robust-if[cleanlab]'")
-        check_split(plan.train, plan.valid)
-        check_apart(plan.train, plan.test, "test")
-        encoder = Encoder.fit(plan.train)
-        train, valid, test = (_encoded(encoder, data, name) for name, data in (("train", plan.train), ("valid", plan.valid), ("test", plan.test)))
-        task = _untrained(plan, encoder, train)
+        problem = Problem.of(plan.train, plan.valid, plan.test, model=plan.model, seed=plan.seed)
+        if STARTS_AFRESH.intersection(plan.estimators):
+            problem.tried(lambda task: task.reset(plan.seed))
+        task = problem.task()
         if plan.checkpoint is not None:
             task = task.at(load_checkpoint(plan.checkpoint, task.model).state)
-        data = [fingerprint({}, valid), fingerprint({}, test), str(plan.train.path), _digest(plan.train.mislabelled)]
+        assert problem.test is not None
+        data = [fingerprint({}, problem.valid), fingerprint({}, problem.test), str(plan.train.path), _digest(plan.train.mislabelled)]
         settings = (plan.model, plan.estimators, plan.remove, plan.recipe, plan.repeats, plan.seed)
-        mark = fingerprint(task.model.state_dict(), train, data, *settings)
-        return cls(plan, encoder, train, valid, test, task, tuple(known[name] for name in plan.estimators), mark)
+        mark = fingerprint(task.model.state_dict(), problem.train, data, *settings)
+        return cls(plan, problem, task, tuple(known[name] for name in plan.estimators), mark)
 
     def trained(self, weights: NDArray[np.float64], seed: int, directory: Path, progress: Progress, labels: NDArray[np.int64] | None = None) -> Task:
         """A fresh model trained by the plan's recipe."""
-        plan = self.plan
-        start = Task(models.build(plan.model, self.encoder.shape, len(self.encoder.classes), seed))
-        data = self.train if labels is None else self.train.with_labels(labels)
-        return fit(start, data, replace(plan.recipe, seed=seed), weights=weights, directory=directory, progress=progress)
-
-
-def _encoded(encoder: Encoder, data: Dataset, name: str) -> Samples:
-    try:
-        return encoder.samples(data)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-
-
-def _untrained(plan: Plan, encoder: Encoder, train: Samples) -> Task:
-    """The model with its initial parameters, tried on two samples: whatever the user's own code raises is an error in the argument ``model``."""
-    classes = len(encoder.classes)
-    try:
-        task = Task(models.build(plan.model, encoder.shape, classes, plan.seed))
-        with torch.no_grad():
-            outputs = task.outputs(task.params(), train.batch(slice(0, 2)))
-        if STARTS_AFRESH.intersection(plan.estimators):
-            task.reset(plan.seed)
-    except Exception as error:
-        message = str(error)
-        raise ValueError(message if message.startswith("model: ") else f"model: {plan.model} failed: {type(error).__name__}: {message}") from error
-    if not isinstance(outputs, torch.Tensor) or outputs.shape[1:] != (classes,):
-        got = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-        raise ValueError(f"model: expected one output per class, shape (B, {classes}), got {got}")
-    return task
+        train = self.problem.train
+        data = train if labels is None else train.with_labels(labels)
+        return fit(self.problem.task(seed), data, replace(self.plan.recipe, seed=seed), weights=weights, directory=directory, progress=progress)
 
 
 def _digest(mask: NDArray[np.bool_] | None) -> str:
@@ -195,9 +146,9 @@ def _scored(estimator: Estimator, task: Task, prepared: _Prepared, work: Path, p
     if path.is_file():
         with np.load(path, allow_pickle=False) as file:
             suggestions = file.get("suggestions")
-            return Scores(file["values"], prepared.train.ids, suggestions=suggestions, **json.loads(str(file["about"])))
+            return Scores(file["values"], prepared.problem.train.ids, suggestions=suggestions, **json.loads(str(file["about"])))
     sweep = Sweep(prepared.plan.batch_size, progress, work / "parts")
-    scores = estimator.score(task, prepared.train, target=Utility(prepared.valid), sweep=sweep)
+    scores = estimator.score(task, prepared.problem.train, target=Utility(prepared.problem.valid), sweep=sweep)
     about = {"estimator": scores.estimator, "target": scores.target, "units": scores.units, "provenance": dict(scores.provenance)}
     suggestions = {} if scores.suggestions is None else {"suggestions": scores.suggestions}
     part = path.with_suffix(".part.npz")
@@ -209,7 +160,8 @@ def _scored(estimator: Estimator, task: Task, prepared: _Prepared, work: Path, p
 def _suggest(prepared: _Prepared, task: Task, work: Path, progress: Progress) -> NDArray[np.int64]:
     """The label of every sample with the smallest flat-minimum influence (Ye et al. 2025, relabelling)."""
     sweep = Sweep(prepared.plan.batch_size, progress, work / "parts")
-    candidates = FlatMinima(Tuning(seed=prepared.plan.seed)).candidates(task, prepared.train, target=Utility(prepared.valid), sweep=sweep)
+    estimator, problem = FlatMinima(Tuning(seed=prepared.plan.seed)), prepared.problem
+    candidates = estimator.candidates(task, problem.train, target=Utility(problem.valid), sweep=sweep)
     return np.asarray(candidates.argmin(1))
 
 
@@ -217,12 +169,13 @@ def _accuracies(
     prepared: _Prepared, weights: NDArray[np.float64], suggested: NDArray[np.int64], work: Path, progress: Progress
 ) -> dict[str, list[float]]:
     """Test accuracies of retrained models: before, after, random and oracle removal, and relabelling; one per seed."""
-    plan, n = prepared.plan, len(prepared.train)
+    plan, n, test = prepared.plan, len(prepared.problem.train), prepared.problem.test
+    assert test is not None
     # A stream of its own: the bare seed may have drawn the noise itself, and would then remove exactly the bad samples.
     rng = np.random.default_rng([plan.seed, n])
     at_random = np.ones(n)
     at_random[rng.permutation(n)[: int((weights == 0).sum())]] = 0
-    corrected = relabel(prepared.train.labels, suggested, weights)
+    corrected = relabel(prepared.problem.train.labels, suggested, weights)
     variants: dict[str, tuple[NDArray[np.float64], NDArray[np.int64] | None]] = {
         "before": (np.ones(n), None),
         "after": (weights, None),
@@ -233,7 +186,7 @@ def _accuracies(
         variants["oracle"] = ((~plan.train.mislabelled).astype(np.float64), None)
     return {
         name: [
-            accuracy(prepared.trained(w, plan.seed + repeat, work / f"{name}-{repeat}", progress, labels), prepared.test, plan.batch_size)
+            accuracy(prepared.trained(w, plan.seed + repeat, work / f"{name}-{repeat}", progress, labels), test, plan.batch_size)
             for repeat in range(plan.repeats)
         ]
         for name, (w, labels) in variants.items()

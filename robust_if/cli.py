@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 import typer
 from rich.console import Console
@@ -22,14 +21,15 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 import robust_if
 from robust_if.attacks.labels import symmetric
 from robust_if.data import as_samples
 from robust_if.evaluations import report as pages
+from robust_if.evaluations import tables
 from robust_if.evaluations.plan import Plan
 from robust_if.evaluations.scenario import detectors, run
+from robust_if.evaluations.splits import split_off
 from robust_if.loading import Dataset, read
 from robust_if.models import MODELS
 from robust_if.training import Recipe
@@ -174,31 +174,15 @@ def _save(path: Path, **arrays: Any) -> None:
 def _splits(
     data: Dataset, valid: Dataset | None, test: Dataset | None, fractions: tuple[float, float], seed: int
 ) -> tuple[Dataset, Dataset, Dataset, tuple[str, ...]]:
-    """Training, validation and test data; what is not given is split off, by class, with the true labels where they are known."""
-    warnings: list[str] = []
-    for i, (given, name) in enumerate([(valid, "validation"), (test, "test")]):
-        if given is not None:
-            continue
-        if not 0 < fractions[i] < 1:
-            raise ValueError(f"{name[:5]}-fraction: expected a share between 0 and 1, got {fractions[i]}")
-        try:
-            rest, held = train_test_split(np.arange(len(data)), test_size=fractions[i], random_state=seed + i, stratify=data.labels)
-        except ValueError as error:
-            raise ValueError(f"{name[:5]}-fraction: cannot split {fractions[i]} off by class: {error}") from None
-        part, data = _corrected(data.take(np.sort(held))), data.take(np.sort(rest))
-        if part.truth is None:
-            warnings.append(f"The {name} data were split off the same file, so they are as noisy as it is; pass checked samples where you can.")
-        valid, test = (part, test) if i == 0 else (valid, part)
-    assert valid is not None
-    assert test is not None
-    return data, valid, test, tuple(warnings)
-
-
-def _corrected(data: Dataset) -> Dataset:
-    """The samples with their true labels where those are known, without the bad ones where only these are."""
-    if data.truth is None:
-        return data
-    return data.take(~data.truth) if data.truth.dtype == bool else data.with_labels(data.truth)
+    """Training, validation and test data; what is not given is split off."""
+    warnings: list[str | None] = []
+    if valid is None:
+        data, valid, warning = split_off(data, fractions[0], seed, "validation")
+        warnings.append(warning)
+    if test is None:
+        data, test, warning = split_off(data, fractions[1], seed + 1, "test")
+        warnings.append(warning)
+    return data, valid, test, tuple(filter(None, warnings))
 
 
 def _run(plan: Plan, directory: Path, as_json: bool, overwrite: bool) -> dict[str, Any]:
@@ -216,50 +200,12 @@ def _finish(result: dict[str, Any], directory: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(result))
         return
-    out.print(_detection_table(result))
-    out.print(_worst_table(directory))
-    out.print(_accuracy_table(result))
+    out.print(tables.detection(result))
+    out.print(tables.worst(directory))
+    out.print(tables.accuracy(result))
     out.print(f"removed {result['removed']} of {result['n_train']} samples ({result['decision']} on {result['decided_by']})")
     for what in ("scores", "cleaned", "relabelled", "report"):
         out.print(f"{what:>10}  {result['files'][what]}", soft_wrap=True, markup=False)
-
-
-def _detection_table(result: dict[str, Any]) -> Table:
-    judged = result["detection"][0]["auroc"] is not None
-    listing = Table(title="Detection" if judged else "Estimators (no truth given to judge them by)", title_justify="left")
-    for name in ("estimator", "target", "AUROC", "average precision", "TPR at 1 % FPR", "seconds"):
-        listing.add_column(name, justify="left" if name in ("estimator", "target") else "right")
-    for row in result["detection"]:
-        metrics = ["–" if row[key] is None else f"{row[key]:.3f}" for key in ("auroc", "average_precision", "tpr_at_1_fpr")]
-        listing.add_row(row["estimator"], row["target"] or "–", *metrics, f"{row['seconds']:.1f}")
-    return listing
-
-
-def _worst_table(directory: Path) -> Table:
-    scores, samples = pd.read_parquet(directory / "scores.parquet"), pd.read_parquet(directory / "samples.parquet")
-    column = scores.columns[1]
-    listing = Table(title=f"The twenty most harmful samples by {column}", title_justify="left")
-    for name in ("id", "label", "suggested", "score", "removed"):
-        listing.add_column(name, justify="right" if name == "score" else "left")
-    merged = samples.assign(score=scores[column]).sort_values("score", ascending=False, kind="stable")
-    for row in merged.head(20).itertuples():
-        listing.add_row(*(escape(str(each)) for each in (row.id, row.label, row.suggested_label)), f"{row.score:.4g}", "yes" if row.removed else "no")
-    return listing
-
-
-def _accuracy_table(result: dict[str, Any]) -> Table:
-    names = {
-        "before": "all samples", "after": "most harmful removed", "relabelled": "most harmful relabelled", "random": "as many removed at random",
-        "oracle": "all wrong labels removed (oracle)",
-    }  # fmt: skip
-    listing = Table(title="Test accuracy after retraining", title_justify="left")
-    listing.add_column("trained on")
-    listing.add_column("accuracy", justify="right")
-    for key, text in names.items():
-        if result["accuracy"].get(key) is not None:
-            runs = result["accuracy_runs"][key]
-            listing.add_row(text, f"{result['accuracy'][key]:.3f} ± {np.std(runs):.3f}")
-    return listing
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def data(tmp_path: Path) -> dict[str, Path]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Suggest each sample the next class instead of tuning for it."""
-    monkeypatch.setattr(scenario, "_suggest", lambda prepared, *_: (prepared.train.labels.numpy() + 1) % 3)
+    monkeypatch.setattr(scenario, "_suggest", lambda prepared, *_: (prepared.problem.train.labels.numpy() + 1) % 3)
 
 
 def command(paths: dict[str, Path], out: Path, *more: object, **options: object) -> list[object]:

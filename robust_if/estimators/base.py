@@ -139,7 +139,7 @@ class Estimator(ABC):
         target: Target | Sequence[Target] | Mapping[str, Target] | None = None,
         checkpoints: Sequence[Checkpoint] = (),
         samples: Any = None,
-        sweep: Sweep = Sweep(),
+        sweep: Sweep = Sweep(),  # noqa: B008 - frozen
         index: Store | None = None,
     ) -> Scores | list[Scores]:
         """One score per sample; positive: leaving the sample out is predicted to lower the target.

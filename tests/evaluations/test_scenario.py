@@ -85,7 +85,7 @@ def plan(folder: Path, estimators: tuple[str, ...] = ("loss", "ip"), **changes: 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Suggest each sample the next class instead of tuning for it."""
-    monkeypatch.setattr(scenario, "_suggest", lambda prepared, *_: (prepared.train.labels.numpy() + 1) % 3)
+    monkeypatch.setattr(scenario, "_suggest", lambda prepared, *_: (prepared.problem.train.labels.numpy() + 1) % 3)
 
 
 def columns(directory: Path) -> pd.DataFrame:

@@ -1,0 +1,151 @@
+"""What is asked of files: which data, which model, which targets."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from robust_if.attacks.targets import AdversarialLoss
+from robust_if.checkpoints import load_checkpoint
+from robust_if.data import Samples
+from robust_if.evaluations.problem import Problem
+from robust_if.evaluations.splits import split_off
+from robust_if.fairness.targets import DemographicParity
+from robust_if.loading import Dataset, read
+from robust_if.targets import Target, Utility
+from robust_if.task import Task
+
+TARGETS = ("utility", "demographic-parity", "adversarial")
+
+
+@dataclass(frozen=True)
+class Question:
+    """Files and a model, in words that a command line and a JSON file can hold.
+
+    Args:
+        data: what is scored.
+        label: column or array of the labels.
+        id: column or array of the ids.
+        truth: column or array with the true labels, for validation data that are split off.
+        valid: checked samples in the same format; else ``valid_fraction`` of the data is split off.
+        model: name of a ready model or ``module:function``; by the kind of data if it is not given.
+        seed: draws the split and the model's initial parameters.
+    """
+
+    data: str
+    label: str | None = None
+    id: str | None = None
+    truth: str | None = None
+    valid: str | None = None
+    valid_fraction: float = 0.1
+    model: str | None = None
+    seed: int = 0
+
+    def save(self, path: Path) -> None:
+        """Write the question as JSON, with absolute paths."""
+        said = asdict(self) | {key: str(Path(value).resolve()) for key in ("data", "valid") if (value := getattr(self, key))}
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps(said, indent=1))
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Question:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: if the file is not there or is not a question.
+        """
+        try:
+            said = json.loads(path.read_text())
+            kinds: dict[str, tuple[type, ...]] = {"valid_fraction": (int, float), "seed": (int,), "data": (str,)}
+            right = set(said) == {field.name for field in fields(cls)} and all(
+                isinstance(value, kinds.get(key, (str, type(None)))) for key, value in said.items()
+            )
+        except (OSError, ValueError, TypeError, AttributeError):
+            right = False
+        if not right:
+            raise ValueError(f"index: {path.parent} was not made by `robust-if index`: {path.name} is missing or broken")
+        return cls(**said)
+
+    def read(self) -> tuple[Dataset, Dataset, list[str]]:
+        """Training and validation data, and warnings."""
+        whole = read(self.data, label=self.label, id=self.id, truth=self.truth)
+        if self.valid is not None:
+            return whole, read(self.valid, label=self.label, id=self.id), []
+        train, valid, warning = split_off(whole, self.valid_fraction, self.seed, "validation")
+        return train, valid, [warning] if warning else []
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A question whose data are read and encoded."""
+
+    question: Question
+    problem: Problem
+    valid: Dataset
+    warnings: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, question: Question) -> Asked:
+        """Read, encode and check everything; no long work."""
+        train, valid, warnings = question.read()
+        model = question.model or ("cnn" if train.kind == "image" else "mlp")
+        return cls(question, Problem.of(train, valid, model=model, seed=question.seed), valid, warnings)
+
+    def loaded(self, path: Path) -> Task:
+        """The model with the parameters of a checkpoint."""
+        task = self.problem.task()
+        return task.at(load_checkpoint(path, task.model).state)
+
+    def targets(self, names: Sequence[str], *, sensitive: str | None = None, positive: str | None = None, eps: float = 0.1) -> list[Target]:
+        """Targets on the validation data by name.
+
+        Args:
+            names: of :data:`TARGETS`.
+            sensitive: column with two values, or ``column=value`` to compare one group with all others.
+            positive: the label whose predicted probability should not depend on the sensitive feature; the last one by default.
+            eps: L∞ radius of the attack, in units of the encoded features (standard deviations).
+
+        Raises:
+            ValueError: if a name is unknown or occurs twice, or what it needs is missing.
+        """
+        made: dict[str, Callable[[], Target]] = {
+            "utility": lambda: Utility(self.problem.valid),
+            "demographic-parity": lambda: self._parity(sensitive, positive),
+            "adversarial": lambda: AdversarialLoss(self.problem.valid, eps=eps),
+        }
+        for name in names:
+            if name not in made:
+                raise ValueError(f"target: expected some of {', '.join(TARGETS)}, got {name!r}")
+        if len(set(names)) < len(names) or not names:
+            raise ValueError(f"target: expected each name once, got {', '.join(names) or 'none'}")
+        return [made[name]() for name in names]
+
+    def _parity(self, sensitive: str | None, positive: str | None) -> Target:
+        if sensitive is None:
+            raise ValueError("sensitive: demographic-parity needs a column, --sensitive sex, or one group, --sensitive race=White")
+        column, _, group = sensitive.partition("=")
+        features = self.valid.features
+        if not isinstance(features, pd.DataFrame) or column not in features:
+            known = list(features.columns) if isinstance(features, pd.DataFrame) else []
+            raise ValueError(f"sensitive: there is no column {column!r} in the validation data; the columns are {known[:20]}")
+        text = features[column].astype(str).str.strip()
+        values = sorted(text.unique())
+        if group and group not in values:
+            raise ValueError(f"sensitive: {group!r} is no value of {column!r}, which has {values[:20]}")
+        if not group and len(values) != 2:
+            raise ValueError(f"sensitive: {column!r} has {len(values)} values; compare one group with the others, --sensitive {column}={values[0]}")
+        classes = [str(each) for each in self.problem.encoder.classes]
+        if positive is not None and positive not in classes:
+            raise ValueError(f"positive: expected one of the labels {classes[:20]}, got {positive!r}")
+        s = torch.from_numpy((text == (group or values[1])).to_numpy().astype(np.int64))
+        assert isinstance(self.problem.valid.tensors, tuple)
+        held_out = Samples((*self.problem.valid.tensors[:2], s), self.problem.valid.ids)
+        return DemographicParity(held_out, positive=classes.index(positive) if positive is not None else len(classes) - 1)

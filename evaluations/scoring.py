@@ -1,0 +1,98 @@
+"""Scores of files: train or load a model, then any estimators for any targets, with or without a gradient index."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from robust_if.checkpoints import Checkpoint
+from robust_if.estimators import Estimator
+from robust_if.evaluations.folder import claim
+from robust_if.evaluations.question import Asked
+from robust_if.scores import Scores, table
+from robust_if.store import Store
+from robust_if.sweep import Sweep, fingerprint
+from robust_if.targets import Target
+from robust_if.task import Task
+from robust_if.training import Recipe, train
+
+
+def score(
+    asked: Asked,
+    directory: Path,
+    estimators: Sequence[Estimator],
+    targets: Sequence[Target],
+    *,
+    model: Recipe | Path,
+    sweep: Sweep = Sweep(),  # noqa: B008 - frozen
+    index: Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Score every training sample, and write ``scores.parquet``, ``scores.json`` and the model into ``directory``.
+
+    Finished parts are kept under ``directory/work`` until all is done, so that the same call resumes after an interruption.
+
+    Args:
+        model: how the model is trained (``keep`` > 1 sums the scores over checkpoints, TracIn), or a trained one as a safetensors file.
+        index: folder that :func:`build_index` wrote; its model and gradients are used, and ``model`` is not.
+
+    Returns:
+        The content of ``result.json``: per score its name, unit, seconds and notes, and the ``files``.
+    """
+    source = index / "model.safetensors" if index else model
+    settings = (targets, source, sweep.precision)
+    data = [fingerprint({}, asked.problem.train), *(fingerprint({}, part) for target in targets for part in target.held_out)]
+    mark = fingerprint({}, asked.problem.train, repr(estimators), settings, asked.problem.model, asked.problem.seed, data, str(index))
+    finished = claim(directory, mark, overwrite)
+    if finished is not None:
+        return finished
+    sweep = replace(sweep, directory=directory / "work" / "parts")
+    task, checkpoints = fitted(asked, source, directory / "work" / "model", sweep)
+    Checkpoint.of(task.model).save(directory / "model.safetensors")
+    store = Store.open(index / "gradients") if index else None
+    found: list[Scores] = []
+    for estimator in estimators:
+        found += estimator.score(task, asked.problem.train, target=list(targets), checkpoints=checkpoints, sweep=sweep, index=store)
+    table(found).to_parquet(directory / "scores.parquet", index=False)
+    about = [
+        {"name": each.name, "estimator": each.estimator, "target": each.target, "units": each.units, **each.provenance} for each in found
+    ]
+    files = {"scores": str(directory / "scores.parquet"), "model": str(directory / "model.safetensors")}
+    result = {"scores": about, "n": len(asked.problem.train), "files": files, "warnings": list(asked.warnings)}
+    part = directory / "result.json.part"
+    part.write_text(json.dumps(result, indent=1, default=str))
+    os.replace(part, directory / "result.json")
+    return result
+
+
+def build_index(asked: Asked, directory: Path, *, model: Recipe | Path, sweep: Sweep = Sweep()) -> Store:  # noqa: B008 - frozen
+    """Train or load a model and write its factored gradients: ``directory`` then serves :func:`score` for any target. Resumes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    trained, said = directory / "model.safetensors", directory / "question.json"
+    if said.is_file() and type(asked.question).load(said) != _absolute(asked):
+        raise ValueError(f"out: {directory} is the index of other data or of another model; choose another folder")
+    if not said.is_file() and any(directory.iterdir()):
+        raise ValueError(f"out: {directory} is not empty; choose another folder")
+    asked.question.save(said)
+    if not trained.is_file():
+        task, _ = fitted(asked, replace(model, keep=1) if isinstance(model, Recipe) else model, directory / "work", sweep)
+        Checkpoint.of(task.model).save(trained)
+    return Store.build(asked.loaded(trained), asked.problem.train, directory / "gradients", sweep=sweep)
+
+
+def _absolute(asked: Asked) -> Any:
+    question = asked.question
+    return replace(question, data=str(Path(question.data).resolve()), valid=str(Path(question.valid).resolve()) if question.valid else None)
+
+
+def fitted(asked: Asked, model: Recipe | Path, directory: Path, sweep: Sweep) -> tuple[Task, list[Checkpoint]]:
+    """The trained model, and its checkpoints if more than one is kept."""
+    if isinstance(model, Path):
+        return asked.loaded(model), []
+    start = asked.problem.task()
+    checkpoints = train(start, asked.problem.train, model, directory=directory, progress=sweep.progress)
+    return start.at(checkpoints[-1].state), checkpoints if model.keep > 1 else []

@@ -1,0 +1,25 @@
+"""Every estimator of the core by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from robust_if.estimators.base import Estimator
+from robust_if.estimators.baselines import Loss, Random, TunedLoss, ValidationLoss
+from robust_if.estimators.ensemble import Ensemble
+from robust_if.estimators.flat_minima import FlatMinima
+from robust_if.estimators.gradient_norm import GradNorm, SelfInfluence
+from robust_if.estimators.inner_product import InnerProduct
+from robust_if.estimators.label_odds import LabelOdds
+from robust_if.tuning import Plain, Tuning
+
+
+def named(seed: int = 0) -> dict[str, Estimator]:
+    """The estimators with their published defaults, by the name that tables and the command line use."""
+    plain = Tuning(flatness=Plain(), seed=seed)
+    found: list[Estimator] = [
+        LabelOdds(seed=seed), FlatMinima(plain), FlatMinima(replace(plain, flatness=Tuning().flatness)),
+        InnerProduct(), InnerProduct(normalise="cosine"), InnerProduct(normalise="layer"), Ensemble(seed=seed),
+        GradNorm(), SelfInfluence(), Loss(), TunedLoss(Tuning(seed=seed)), ValidationLoss(seed=seed), Random(seed),
+    ]  # fmt: skip
+    return {estimator.name: estimator for estimator in found}
