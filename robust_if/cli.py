@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,13 +26,17 @@ from sklearn.datasets import load_digits
 import robust_if
 from robust_if.attacks.labels import symmetric
 from robust_if.data import as_samples
+from robust_if.estimators import Estimator
+from robust_if.estimators.named import named
 from robust_if.evaluations import report as pages
-from robust_if.evaluations import tables
+from robust_if.evaluations import scoring, tables
 from robust_if.evaluations.plan import Plan
+from robust_if.evaluations.question import TARGETS, Asked, Question
 from robust_if.evaluations.scenario import detectors, run
 from robust_if.evaluations.splits import split_off
 from robust_if.loading import Dataset, read
 from robust_if.models import MODELS
+from robust_if.sweep import Sweep
 from robust_if.training import Recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
@@ -42,8 +47,25 @@ RATES = {"sgd": 0.05, "adamw": 2e-3}
 #: Epochs of the ready models; enough to fit the data, few enough not to memorise wrong labels.
 EPOCHS = {"logistic-regression": 30, "mlp": 15, "cnn": 8, "resnet18": 25}
 
+Data = Annotated[Path, typer.Option(help="CSV, Parquet, .npz, IDX images, a folder class/*.png, or a Hugging Face data set saved on disk.")]
+Label = Annotated[str | None, typer.Option(help="Column or array with the labels.")]
+Id = Annotated[str | None, typer.Option("--id", help="Column or array with the sample ids; the row number by default.")]
+Valid = Annotated[Path | None, typer.Option(help="Clean validation data in the same format: the samples that the score is about.")]
+ValidFraction = Annotated[float, typer.Option(help="Without --valid: share of the data taken for validation.")]
+Model = Annotated[str | None, typer.Option(help=f"One of {', '.join(MODELS)}, or module:function taking (shape, classes).")]
+Trained = Annotated[Path | None, typer.Option("--checkpoint", help="Score with this trained model (safetensors) instead of training one.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the data; depends on the model by default.")]
+Rate = Annotated[float | None, typer.Option(help="Peak learning rate; 0.002 for adamw and 0.05 for sgd by default.")]
+Optimizer = Annotated[Literal["sgd", "adamw"], typer.Option(help="AdamW copes with features of any scale, such as those of text.")]
+BatchSize = Annotated[int, typer.Option(help="Samples per training step.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")]
+Targets = Annotated[str, typer.Option("--target", help=f"Comma-separated, some of {', '.join(TARGETS)}; all are scored in one pass.")]
+Sensitive = Annotated[str | None, typer.Option(help="For demographic-parity: a column with two values, or column=value.")]
+Positive = Annotated[str | None, typer.Option(help="For demographic-parity: the label that is compared; the last one by default.")]
+Eps = Annotated[float, typer.Option(help="For adversarial: L∞ radius of the attack, in standard deviations of a feature.")]
+Memory = Annotated[str | None, typer.Option(help="Most memory that scoring may use, such as 2GB; batches are made to fit.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -76,27 +98,27 @@ def demo(
 
 @app.command()
 def detect(
-    data: Annotated[Path, typer.Option(help="CSV, Parquet, .npz, IDX images, a folder class/*.png, or a Hugging Face data set saved on disk.")],
+    data: Data,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for scores, cleaned data and report; the same command resumes there.")],
-    label: Annotated[str | None, typer.Option(help="Column or array with the labels.")] = None,
-    sample_id: Annotated[str | None, typer.Option("--id", help="Column or array with the sample ids; the row number by default.")] = None,
+    label: Label = None,
+    sample_id: Id = None,
     truth: Annotated[
         str | None, typer.Option(help="Column with the true labels, or a boolean one marking bad rows: judges the detectors, never seen by them.")
     ] = None,
-    valid: Annotated[Path | None, typer.Option(help="Clean validation data in the same format: the samples that the score is about.")] = None,
-    valid_fraction: Annotated[float, typer.Option(help="Without --valid: share of the data taken for validation.")] = 0.1,
+    valid: Valid = None,
+    valid_fraction: ValidFraction = 0.1,
     test: Annotated[Path | None, typer.Option(help="Test data in the same format, for the accuracy before and after.")] = None,
     test_fraction: Annotated[float, typer.Option(help="Without --test: share of the data taken for the test.")] = 0.2,
-    model: Annotated[str | None, typer.Option(help=f"One of {', '.join(MODELS)}, or module:function taking (shape, classes).")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Score with this trained model (safetensors) instead of training one.")] = None,
+    model: Model = None,
+    checkpoint: Trained = None,
     estimator: Annotated[str, typer.Option(help="Comma-separated names, see `robust-if estimators`; the first one decides.")] = "label-odds,fvm,ip",
     remove: Annotated[str, typer.Option(help="'auto', a share such as 0.1, or a number of samples such as 100.")] = "auto",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data; depends on the model by default.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate; 0.002 for adamw and 0.05 for sgd by default.")] = None,
-    optimizer: Annotated[Literal["sgd", "adamw"], typer.Option(help="AdamW copes with features of any scale, such as those of text.")] = "adamw",
-    batch_size: Annotated[int, typer.Option(help="Samples per training step.")] = 64,
+    epochs: Epochs = None,
+    lr: Rate = None,
+    optimizer: Optimizer = "adamw",
+    batch_size: BatchSize = 64,
     repeats: Annotated[int, typer.Option(help="Retrainings with different seeds behind every accuracy.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -111,16 +133,94 @@ def detect(
             seed,
         )
         name = model or ("cnn" if train_data.kind == "image" else "mlp")
-        recipe = Recipe(
-            epochs=_epochs(name, len(train_data), batch_size) if epochs is None else epochs,
-            lr=RATES[optimizer] if lr is None else lr, optimizer=optimizer, batch_size=batch_size, seed=seed,
-        )  # fmt: skip
+        recipe = _recipe(name, len(train_data), epochs, lr, optimizer, batch_size, seed)
         plan = Plan(
-            train_data, valid_data, test_data, tuple(filter(None, map(str.strip, estimator.split(",")))), remove, name, recipe, checkpoint,
+            train_data, valid_data, test_data, tuple(_names(estimator)), remove, name, recipe, checkpoint,
             repeats=repeats, seed=seed, title=f"Samples that hurt in {data.name}",
             command=shlex.join(["robust-if", *sys.argv[1:]]), warnings=warnings, whole=whole,
         )  # fmt: skip
         _finish(_run(plan, out_dir, as_json, overwrite), out_dir, as_json)
+
+
+@app.command()
+def score(
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the scores; the same command resumes there.")],
+    data: Annotated[Path | None, typer.Option(help="As for detect; not needed with --index.")] = None,
+    index_dir: Annotated[Path | None, typer.Option("--index", help="Folder of `robust-if index`: its data, model and gradients are used.")] = None,
+    label: Label = None,
+    sample_id: Id = None,
+    truth: Annotated[str | None, typer.Option(help="Column with the true labels, for validation data that are split off.")] = None,
+    valid: Valid = None,
+    valid_fraction: ValidFraction = 0.1,
+    model: Model = None,
+    checkpoint: Trained = None,
+    checkpoints: Annotated[int, typer.Option(help="Checkpoints along the training that scores are summed over (TracIn).")] = 1,
+    estimator: Annotated[str, typer.Option(help="Comma-separated names, see `robust-if estimators`.")] = "ip",
+    target: Targets = "utility",
+    sensitive: Sensitive = None,
+    positive: Positive = None,
+    eps: Eps = 0.1,
+    epochs: Epochs = None,
+    lr: Rate = None,
+    optimizer: Optimizer = "adamw",
+    batch_size: BatchSize = 64,
+    seed: Seed = 0,
+    max_memory: Memory = None,
+    precision: Annotated[Literal["full", "bf16"], typer.Option(help="bf16 computes in half precision and checks the ranks against full.")] = "full",
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="ray spreads the training data over the workers of a cluster.")] = "local",
+    workers: Annotated[int | None, typer.Option(help="Workers of the ray engine; all CPUs or GPUs by default.")] = None,
+    as_json: Json = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score every training sample by any estimators for any targets, and write the scores as Parquet."""
+    with _errors():
+        if (data is None) == (index_dir is None):
+            raise ValueError("data: expected either --data or --index, got " + ("neither" if data is None else "both"))
+        question = (
+            Question.load(index_dir / "question.json") if index_dir else _question(data, label, sample_id, truth, valid, valid_fraction, model, seed)
+        )
+        asked = Asked.of(question)
+        recipe = replace(_recipe(asked.problem.model, len(asked.problem.train), epochs, lr, optimizer, batch_size, seed), keep=checkpoints)
+        sweep = Sweep(progress=_progress, max_memory=max_memory, precision=precision, engine=engine, workers=workers)
+        _logs(as_json, asked.warnings)
+        result = scoring.score(
+            asked, out_dir, _estimators(estimator, seed), asked.targets(_names(target), sensitive=sensitive, positive=positive, eps=eps),
+            model=checkpoint or recipe, sweep=sweep, index=index_dir, overwrite=overwrite,
+        )  # fmt: skip
+        if as_json:
+            typer.echo(json.dumps(result, default=str))
+            return
+        for listing in (tables.scores(out_dir), tables.notes(result)):
+            out.print(listing)
+        out.print(f"    scores  {result['files']['scores']}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def index(
+    data: Data,
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the model and the gradients; the same command resumes there.")],
+    label: Label = None,
+    sample_id: Id = None,
+    truth: Annotated[str | None, typer.Option(help="Column with the true labels, for validation data that are split off.")] = None,
+    valid: Valid = None,
+    valid_fraction: ValidFraction = 0.1,
+    model: Model = None,
+    checkpoint: Trained = None,
+    epochs: Epochs = None,
+    lr: Rate = None,
+    optimizer: Optimizer = "adamw",
+    batch_size: BatchSize = 64,
+    seed: Seed = 0,
+    max_memory: Memory = None,
+) -> None:
+    """Store the gradients of all training samples once; then `robust-if score --index DIR` answers any target in a moment."""
+    with _errors():
+        asked = Asked.of(_question(data, label, sample_id, truth, valid, valid_fraction, model, seed))
+        recipe = _recipe(asked.problem.model, len(asked.problem.train), epochs, lr, optimizer, batch_size, seed)
+        _logs(False, asked.warnings)
+        store = scoring.build_index(asked, out_dir, model=checkpoint or recipe, sweep=Sweep(progress=_progress, max_memory=max_memory))
+        out.print(f"stored {store.describe()} in {out_dir}", soft_wrap=True, markup=False)
+        out.print(f"next: robust-if score --index {shlex.quote(str(out_dir))} --target utility --out runs/scores", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -142,10 +242,33 @@ def estimators() -> None:
 DEMO = ("label-odds", "fvm", "vm", "ip", "ip-ensemble", "loss", "tuned-loss", "random")
 
 
-def _epochs(model: str, samples: int, batch_size: int) -> int:
+def _recipe(
+    model: str, samples: int, epochs: int | None, lr: float | None, optimizer: Literal["sgd", "adamw"], batch_size: int, seed: int
+) -> Recipe:
     """The usual passes for the model, or as many as make 300 steps, without which a small data set is hardly learnt."""
     steps = math.ceil(samples / max(batch_size, 1))
-    return max(EPOCHS.get(model, 20), math.ceil(300 / steps))
+    usual = max(EPOCHS.get(model, 20), math.ceil(300 / steps))
+    return Recipe(
+        epochs=usual if epochs is None else epochs, lr=RATES[optimizer] if lr is None else lr, optimizer=optimizer, batch_size=batch_size, seed=seed
+    )
+
+
+def _question(
+    data: Path | None, label: str | None, sample_id: str | None, truth: str | None, valid: Path | None, fraction: float, model: str | None, seed: int
+) -> Question:
+    return Question(str(data), label, sample_id, truth, str(valid) if valid else None, fraction, model, seed)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in map(str.strip, text.split(",")) if name]
+
+
+def _estimators(text: str, seed: int) -> list[Estimator]:
+    known, names = named(seed), _names(text)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names or len(set(names)) < len(names):
+        raise ValueError(f"estimator: expected some of {', '.join(known)}, each once, got {', '.join(unknown or names) or 'none'}")
+    return [known[name] for name in names]
 
 
 def _digits(folder: Path) -> tuple[Dataset, Dataset, Dataset]:
@@ -185,15 +308,22 @@ def _splits(
     return data, valid, test, tuple(filter(None, warnings))
 
 
-def _run(plan: Plan, directory: Path, as_json: bool, overwrite: bool) -> dict[str, Any]:
-    def progress(items: Iterable[Any], description: str) -> Iterable[Any]:
-        return track(items, description, console=err, transient=True, disable=not err.is_terminal)
+def _progress(items: Iterable[Any], description: str) -> Iterable[Any]:
+    return track(items, description, console=err, transient=True, disable=not err.is_terminal)
 
+
+def _logs(as_json: bool, warnings: Iterable[str]) -> None:
+    """Warnings of the run in full, what the toolkit says on the way, and nothing of other libraries' small talk."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_time=False, show_path=False)])
     if not as_json:
-        for warning in plan.warnings:
+        logging.getLogger("robust_if").setLevel(logging.INFO)
+        for warning in warnings:
             err.print(f"[yellow]note:[/] {warning}", soft_wrap=True)
-    return run(plan, directory, progress=progress, overwrite=overwrite)
+
+
+def _run(plan: Plan, directory: Path, as_json: bool, overwrite: bool) -> dict[str, Any]:
+    _logs(as_json, plan.warnings)
+    return run(plan, directory, progress=_progress, overwrite=overwrite)
 
 
 def _finish(result: dict[str, Any], directory: Path, as_json: bool) -> None:

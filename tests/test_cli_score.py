@@ -1,0 +1,130 @@
+"""cli.py: score and index."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from test_cli import invoke, table
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, Path]:
+    paths = {name: tmp_path / f"{name}.csv" for name in ("train", "valid")}
+    for seed, (path, n) in enumerate(zip(paths.values(), (90, 40), strict=True)):
+        frame = table(n, seed, wrong=15 if seed == 0 else 0).drop(columns="truth", errors="ignore")
+        frame["sex"] = np.where(np.random.default_rng(seed).uniform(size=n) < 0.5, "F", "M")
+        frame.to_csv(path, index=False)
+    return paths
+
+
+def command(verb: str, paths: dict[str, Path], out: Path, *more: object) -> list[object]:
+    given = {"data": paths["train"], "valid": paths["valid"], "out": out, "model": "logistic-regression", "epochs": 4}
+    return [verb, *(each for key, value in given.items() for each in (f"--{key}", value)), *more]
+
+
+def columns(out: Path) -> pd.DataFrame:
+    return pd.read_parquet(out / "scores.parquet")
+
+
+THREE = ("--target", "utility,demographic-parity,adversarial", "--sensitive", "sex", "--positive", "cat")
+
+
+def test_score_writes_a_column_for_every_estimator_and_target(data: dict[str, Path], tmp_path: Path) -> None:
+    result = invoke(*command("score", data, tmp_path / "out", "--estimator", "ip,ekfac,self-influence", *THREE))
+    assert result.exit_code == 0, result.output
+    frame = columns(tmp_path / "out")
+    names = ("utility", "demographic-parity", "adversarial")
+    assert list(frame) == ["id", *(f"ip:{name}" for name in names), *(f"ekfac:{name}" for name in names), "self-influence"]
+    assert len(frame) == 90 and set(frame["id"]) == set(pd.read_csv(data["train"])["id"])
+    assert "most harmful samples by ip:utility" in result.output and "damping" in result.output
+    again = invoke(*command("score", data, tmp_path / "one", "--estimator", "ekfac"))
+    assert again.exit_code == 0
+    assert np.corrcoef(columns(tmp_path / "one")["ekfac:utility"], frame["ekfac:utility"])[0, 1] > 0.999
+
+
+def test_score_prints_one_object_with_json(data: dict[str, Path], tmp_path: Path) -> None:
+    result = invoke(*command("score", data, tmp_path / "out", "--json"))
+    found = json.loads(result.stdout)
+    assert result.stdout.count("\n") == 1 and found["n"] == 90
+    assert [each["name"] for each in found["scores"]] == ["ip:utility"]
+    assert found == json.loads((tmp_path / "out" / "result.json").read_text())
+
+
+def test_an_index_answers_any_target_as_the_model_itself_does(data: dict[str, Path], tmp_path: Path) -> None:
+    made = invoke(*command("index", data, tmp_path / "index"))
+    assert made.exit_code == 0, made.output
+    assert "robust-if score --index" in made.output
+    fast = invoke("score", "--index", tmp_path / "index", "--out", tmp_path / "fast", *THREE)
+    assert fast.exit_code == 0, fast.output
+    slow = invoke(*command("score", data, tmp_path / "slow", "--checkpoint", tmp_path / "index" / "model.safetensors", *THREE))
+    assert slow.exit_code == 0, slow.output
+    for name in list(columns(tmp_path / "slow"))[1:]:
+        got, expected = columns(tmp_path / "fast")[name], columns(tmp_path / "slow")[name]
+        assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_checkpoints_are_summed(data: dict[str, Path], tmp_path: Path) -> None:
+    assert invoke(*command("score", data, tmp_path / "one")).exit_code == 0
+    assert invoke(*command("score", data, tmp_path / "two", "--checkpoints", 2)).exit_code == 0
+    one, two = (columns(tmp_path / name)["ip:utility"].to_numpy() for name in ("one", "two"))
+    assert not np.allclose(one, two) and np.corrcoef(one, two)[0, 1] > 0.5
+
+
+def test_a_finished_score_is_not_computed_again_and_another_is_refused(data: dict[str, Path], tmp_path: Path) -> None:
+    first = invoke(*command("score", data, tmp_path / "out"))
+    assert first.exit_code == 0
+    stamp = (tmp_path / "out" / "scores.parquet").stat().st_mtime_ns
+    assert invoke(*command("score", data, tmp_path / "out")).exit_code == 0
+    assert (tmp_path / "out" / "scores.parquet").stat().st_mtime_ns == stamp
+    other = invoke(*command("score", data, tmp_path / "out", "--estimator", "loss"))
+    assert other.exit_code == 2 and "not empty" in other.output
+    assert invoke(*command("score", data, tmp_path / "out", "--estimator", "loss", "--overwrite")).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--target", "fame"], "target: expected some of utility, demographic-parity, adversarial, got 'fame'"),
+        (["--target", "utility,utility"], "target: expected each name once"),
+        (["--target", "demographic-parity"], "sensitive: demographic-parity needs a column"),
+        (["--target", "demographic-parity", "--sensitive", "race"], "sensitive: there is no column 'race'"),
+        (["--target", "demographic-parity", "--sensitive", "height"], "values; compare one group with the others"),
+        (["--target", "demographic-parity", "--sensitive", "sex=X"], "sensitive: 'X' is no value of 'sex'"),
+        (["--target", "demographic-parity", "--sensitive", "sex", "--positive", "cow"], "positive: expected one of the labels"),
+        (["--target", "adversarial", "--eps", "-1"], "eps: expected a positive number"),
+        (["--estimator", "magic"], "estimator: expected some of"),
+        (["--max-memory", "lots"], "max_memory: expected"),
+        (["--max-memory", "1KB"], "max_memory"),
+        (["--index", "nowhere"], "data: expected either --data or --index, got both"),
+        (["--checkpoint", "nowhere.safetensors"], "checkpoint: there is no file"),
+    ],
+)
+def test_score_names_what_is_wrong(more: list[Any], message: str, data: dict[str, Path], tmp_path: Path) -> None:
+    result = invoke(*command("score", data, tmp_path / "out", *more))
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_score_needs_data_or_an_index(tmp_path: Path) -> None:
+    result = invoke("score", "--out", tmp_path / "out")
+    assert result.exit_code == 2 and "data: expected either --data or --index, got neither" in result.output
+    result = invoke("score", "--index", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and "was not made by `robust-if index`" in result.output
+
+
+def test_index_refuses_a_folder_of_something_else(data: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    folder.mkdir()
+    (folder / "letter.txt").write_text("mine")
+    assert "is not empty" in invoke(*command("index", data, folder)).output
+    (folder / "letter.txt").unlink()
+    assert invoke(*command("index", data, folder)).exit_code == 0
+    other = invoke(*command("index", data, folder, "--seed", 1))
+    assert other.exit_code == 2 and "is the index of other data" in other.output
+    assert invoke(*command("index", data, folder)).exit_code == 0
