@@ -74,3 +74,33 @@ def notes(result: dict[str, Any]) -> Table:
         text = ", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items())
         listing.add_row(each["name"], each["units"], f"{each['seconds']:.1f}", text)
     return listing
+
+
+def validation(result: dict[str, Any]) -> list[Table]:
+    """How well scores predicted retraining: one table, and one more where the worst samples were removed."""
+    listing = Table(title=f"Agreement with retraining ({result['subsets']} random halves x {result['seeds']} seeds)", title_justify="left")
+    columns = {"lds": "LDS", "leave_one_out": "leave-one-out"}
+    shown = {key: name for key, name in columns.items() if key in result["rows"][0]}
+    for column in ("estimator", "target", *shown.values()):
+        listing.add_column(column, no_wrap=True)
+    for row in result["rows"]:
+        cells = [_interval(row[key]) for key in shown]
+        listing.add_row(row["estimator"], row["target"], *cells)
+    if "brittleness" not in result["rows"][0]:
+        return [listing]
+    removal = Table(title="Target after retraining without the worst", title_justify="left")
+    for column in ("estimator", "target", "samples", "all samples", "without the worst", "without random ones"):
+        removal.add_column(column, justify="left" if column in ("estimator", "target") else "right", no_wrap=column == "target")
+    for row in result["rows"]:
+        means = {(each["k"], each["removed_by"] == "random draws"): each for each in row["brittleness"]}
+        for k in sorted({k for k, _ in means}):
+            worst, random = means[k, False], means[k, True]
+            removal.add_row(row["estimator"], row["target"], str(k), *(f"{each:.4g}" for each in (worst["before"], worst["after"], random["after"])))
+    return [listing, removal]
+
+
+def _interval(found: dict[str, float | None]) -> str:
+    value, low, high = (found[key] for key in ("value", "low", "high"))
+    if value is None:
+        return "– (constant)"
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"

@@ -29,7 +29,7 @@ from robust_if.data import as_samples
 from robust_if.estimators import Estimator
 from robust_if.estimators.named import named
 from robust_if.evaluations import report as pages
-from robust_if.evaluations import scoring, tables
+from robust_if.evaluations import scoring, tables, validation
 from robust_if.evaluations.plan import Plan
 from robust_if.evaluations.question import TARGETS, Asked, Question
 from robust_if.evaluations.scenario import detectors, run
@@ -221,6 +221,49 @@ def index(
         store = scoring.build_index(asked, out_dir, model=checkpoint or recipe, sweep=Sweep(progress=_progress, max_memory=max_memory))
         out.print(f"stored {store.describe()} in {out_dir}", soft_wrap=True, markup=False)
         out.print(f"next: robust-if score --index {shlex.quote(str(out_dir))} --target utility --out runs/scores", soft_wrap=True, markup=False)
+
+
+@app.command()
+def validate(
+    data: Data,
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the trainings and the result; the same command resumes there.")],
+    label: Label = None,
+    sample_id: Id = None,
+    truth: Annotated[str | None, typer.Option(help="Column with the true labels, for validation data that are split off.")] = None,
+    valid: Valid = None,
+    valid_fraction: ValidFraction = 0.1,
+    model: Model = None,
+    estimator: Annotated[str, typer.Option(help="Comma-separated names, see `robust-if estimators`.")] = "ip,ekfac,loss,random",
+    target: Targets = "utility",
+    sensitive: Sensitive = None,
+    positive: Positive = None,
+    eps: Eps = 0.1,
+    subsets: Annotated[int, typer.Option(help="Random halves of the data that a model is trained on, for the LDS.")] = 40,
+    seeds: Annotated[int, typer.Option(help="Trainings per subset.")] = 2,
+    left_out: Annotated[int, typer.Option(help="Samples left out one at a time, for the leave-one-out correlation.")] = 0,
+    removed: Annotated[str, typer.Option(help="Shares of worst samples to retrain without, such as 0.05,0.1, against random ones.")] = "",
+    epochs: Epochs = None,
+    lr: Rate = None,
+    optimizer: Optimizer = "adamw",
+    batch_size: BatchSize = 64,
+    seed: Seed = 0,
+    as_json: Json = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Retrain on subsets of the data, and see how well each estimator predicted what that does to each target."""
+    with _errors():
+        asked = Asked.of(_question(data, label, sample_id, truth, valid, valid_fraction, model, seed))
+        _logs(as_json, asked.warnings)
+        result = validation.validate(
+            asked, out_dir, _estimators(estimator, seed), asked.targets(_names(target), sensitive=sensitive, positive=positive, eps=eps),
+            recipe=_recipe(asked.problem.model, len(asked.problem.train), epochs, lr, optimizer, batch_size, seed), subsets=subsets, seeds=seeds,
+            left_out=left_out, removed=[float(share) for share in _names(removed)], sweep=Sweep(progress=_progress), overwrite=overwrite,
+        )  # fmt: skip
+        if as_json:
+            typer.echo(json.dumps(result))
+            return
+        for listing in tables.validation(result):
+            out.print(listing)
 
 
 @app.command()
