@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from robust_if.checkpoints import Checkpoint
+from robust_if.checkpoints import Checkpoint, Moments
 from robust_if.data import Samples, as_samples, to
 from robust_if.sweep import Progress, fingerprint, silent
 from robust_if.task import Batch, Task, check_state
@@ -42,7 +42,10 @@ class Recipe:
         weight_decay: as the optimiser defines it.
         batch_size: samples per step.
         schedule: ``"cosine"`` to zero, ``"step"`` (x 0.1 at one half and three quarters), or ``"constant"``; per epoch.
-        keep: how many checkpoints are kept, evenly spaced, the last one among them; their weights are the learning rates (TracIn).
+        keep: how many checkpoints are kept, evenly spaced, the last one among them. The weight of each is the learning rate summed over the epochs
+            that it stands for, those since the one kept before it: the path integral of TracIn (Pruthi et al. 2020, arXiv 2002.08484, section 3) by
+            its right endpoints, whatever the schedule. With a constant rate that is TracInCP's rate times the epochs in between. Checkpoints of
+            AdamW also hold its moments.
         accuracy: stop at the first epoch whose running training accuracy reaches it, for example 0.99 to train until labels are memorised.
         augment: ``(batch, generator) -> batch``, applied to every training batch.
         seed: order of the samples, and dropout.
@@ -77,6 +80,11 @@ class Recipe:
         if self.schedule == "step":
             return self.lr * 0.1 ** sum(epoch >= share * self.epochs for share in (0.5, 0.75))
         return self.lr * 0.5 * (1 + float(np.cos(np.pi * epoch / self.epochs)))
+
+    def weight(self, epoch: int) -> float:
+        """The weight of a checkpoint kept after ``epoch``: the learning rates of the epochs since the one kept before it, summed."""
+        since = max((kept for kept in self.kept() if kept < epoch), default=-1)
+        return sum(self.rate(each) for each in range(since + 1, epoch + 1))
 
     def kept(self) -> frozenset[int]:
         """The epochs after which a checkpoint is kept."""
@@ -126,7 +134,7 @@ def train(
             accuracy = _epoch(task, model, samples, torch.from_numpy(w), recipe, epoch, optimizer)
             done = recipe.accuracy is not None and accuracy >= recipe.accuracy
             if epoch in recipe.kept() or done:
-                checkpoints.append(Checkpoint.of(model, recipe.rate(epoch)))
+                checkpoints.append(Checkpoint.of(model, recipe.weight(epoch), Moments.of(optimizer, trained)))
             state.save(model, optimizer, epoch + 1 if not done else recipe.epochs, checkpoints)
             if done:
                 break
@@ -214,7 +222,7 @@ class _Resume:
             present = {name: torch.as_tensor(value) for name, value in slots.items() if value is not None}
             tensors |= {f"optimizer/{i}/{name}": value.detach().clone().contiguous() for name, value in present.items()}
         for i, checkpoint in enumerate(checkpoints):
-            tensors |= {f"checkpoint/{i}/{checkpoint.weight!r}/{name}": value for name, value in checkpoint.state.items()}
+            tensors |= {f"checkpoint/{i}/{checkpoint.weight!r}/{name}": value for name, value in checkpoint.tensors().items()}
         tensors["epoch"] = torch.tensor(epoch)
         save_file(tensors, self.path.with_suffix(".tmp"), metadata={"fingerprint": self.mark})
         os.replace(self.path.with_suffix(".tmp"), self.path)
@@ -235,7 +243,7 @@ class _Resume:
         check_state(model, state)
         model.load_state_dict(state)
         slots: dict[int, dict[str, Tensor]] = {}
-        kept: dict[int, Checkpoint] = {}
+        kept: dict[tuple[int, float], dict[str, Tensor]] = {}
         for name, value in tensors.items():
             kind, _, rest = name.partition("/")
             if kind == "optimizer":
@@ -243,8 +251,8 @@ class _Resume:
                 slots.setdefault(int(i), {})[slot] = value
             elif kind == "checkpoint":
                 i, weight, entry = rest.split("/", 2)
-                kept.setdefault(int(i), Checkpoint({}, float(weight))).state[entry] = value
+                kept.setdefault((int(i), float(weight)), {})[entry] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
         epoch = int(tensors["epoch"])
         logger.info("resuming the training after epoch %d", epoch)
-        return [kept[i] for i in sorted(kept)], epoch
+        return [Checkpoint.from_tensors(kept[i, weight], weight) for i, weight in sorted(kept)], epoch

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import CLASSES, TRAIN, blobs, case
-from robust_if import Checkpoint, Recipe, Samples, Task, train
+from cases import CLASSES, TRAIN, blobs, case, relative
+from oracles import sample_gradients
+from robust_if import Checkpoint, InnerProduct, Recipe, Samples, Task, Utility, train
 from robust_if.sweep import silent
 from robust_if.training import Progress
 from unchanged import untouched
@@ -37,7 +38,9 @@ def dropout_net() -> Task:
 
 def same(one: list[Checkpoint], other: list[Checkpoint]) -> bool:
     return len(one) == len(other) and all(
-        a.weight == b.weight and a.state.keys() == b.state.keys() and all(torch.equal(a.state[key], b.state[key]) for key in a.state)
+        a.weight == b.weight
+        and a.tensors().keys() == b.tensors().keys()
+        and all(torch.equal(value, b.tensors()[key]) for key, value in a.tensors().items())
         for a, b in zip(one, other, strict=True)
     )
 
@@ -132,11 +135,66 @@ def test_the_directory_of_another_run_is_refused(change: Any, tmp_path: Path) ->
     ("schedule", "rates"),
     [("constant", [0.4] * 4), ("step", [0.4, 0.4, 0.04, 0.004]), ("cosine", [0.2 * (1 + np.cos(np.pi * epoch / 4)) for epoch in range(4)])],
 )
-def test_checkpoints_are_kept_with_the_learning_rate_of_their_epoch(schedule: Any, rates: list[float]) -> None:
+def test_a_checkpoint_of_every_epoch_weighs_its_learning_rate(schedule: Any, rates: list[float]) -> None:
     c = case("logistic")
     kept = train(c.task, c.train, Recipe(epochs=4, lr=0.4, keep=4, schedule=schedule))
     assert [checkpoint.weight for checkpoint in kept] == pytest.approx(rates)
     assert len({checkpoint.state["1.weight"].sum().item() for checkpoint in kept}) == 4
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "cosine"])
+@pytest.mark.parametrize("keep", [1, 2, 3, 5, 7, 12])
+def test_the_weights_share_the_learning_rates_of_all_epochs_among_the_checkpoints(schedule: Any, keep: int) -> None:
+    recipe, c = Recipe(epochs=7, lr=0.3, keep=keep, schedule=schedule), case("logistic")
+    kept = sorted(recipe.kept() - {-1})
+    weights = [checkpoint.weight for checkpoint in train(c.task, c.train, recipe)]
+    parts = np.split([recipe.rate(epoch) for epoch in range(7)], [epoch + 1 for epoch in kept[:-1]])
+    assert weights == pytest.approx([part.sum() for part in parts], rel=1e-12)
+    if schedule == "constant" and keep == 1:
+        assert weights == pytest.approx([7 * 0.3])
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_after_an_early_stop_the_weights_share_the_epochs_that_were_trained(keep: int) -> None:
+    data, _ = blobs(60, seed=0, distance=4)
+    recipe = Recipe(epochs=12, lr=0.03, batch_size=64, accuracy=0.8, keep=keep)
+    done: list[int] = []
+    kept = train(Task(nn.Linear(2, 2).double().eval()), data, recipe, progress=lambda items, _: (done.append(item) or item for item in items))
+    assert len(done) not in (1, 12) and done[-1] not in recipe.kept()
+    assert sum(checkpoint.weight for checkpoint in kept) == pytest.approx(sum(recipe.rate(epoch) for epoch in done), rel=1e-12)
+
+
+def test_tracin_over_a_constant_rate_does_not_depend_on_how_often_equal_checkpoints_are_kept() -> None:
+    c = case("logistic")
+    recipe = Recipe(epochs=6, lr=1e-9, schedule="constant", momentum=0.0, weight_decay=0.0)
+    few, many = (
+        InnerProduct().score(c.task, c.train, target=Utility(c.valid), checkpoints=train(c.task, c.train, replace(recipe, keep=keep))).values
+        for keep in (2, 6)
+    )
+    assert relative(few, many) <= 1e-6
+
+
+def test_adam_checkpoints_hold_the_moments_of_the_optimiser() -> None:
+    c = case("logistic")
+    recipe = Recipe(epochs=1, lr=0.1, optimizer="adamw", batch_size=100, weight_decay=0.0)
+    (kept,) = train(c.task, c.train, recipe)
+    assert kept.moments is not None and kept.moments.steps == 1
+    grads = {name: value.mean(0) for name, value in sample_gradients(c.task, c.train).items()}
+    assert kept.moments.first.keys() == grads.keys()
+    for name, grad in grads.items():
+        assert torch.allclose(kept.moments.first[name], 0.1 * grad, rtol=1e-10, atol=1e-15)
+        assert torch.allclose(kept.moments.second[name], 1e-3 * grad**2, rtol=1e-10, atol=1e-18)
+    assert train(c.task, c.train, replace(recipe, optimizer="sgd"))[0].moments is None
+
+
+def test_moments_are_copies_of_their_epoch_and_only_of_the_trained_parameters() -> None:
+    c = case("mlp")
+    task = Task(c.task.model, parameters="5.*")
+    first, last = train(task, c.train, replace(SGD, optimizer="adamw", keep=2))
+    assert first.moments is not None and last.moments is not None
+    assert set(first.moments.first) == {"5.weight", "5.bias"}
+    assert last.moments.steps == 2 * first.moments.steps
+    assert not torch.equal(first.moments.second["5.bias"], last.moments.second["5.bias"])
 
 
 def test_the_last_of_the_kept_checkpoints_is_the_end_of_the_run() -> None:
