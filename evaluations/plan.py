@@ -44,7 +44,7 @@ class Plan:
     model: str = "mlp"
     recipe: Recipe = field(default_factory=Recipe)
     checkpoint: Path | None = None
-    batch_size: int = 256
+    batch_size: int = 128
     repeats: int = 3
     seed: int = 0
     title: str = "Samples that hurt"

@@ -43,6 +43,29 @@ def hessian(function: Callable[[Params], Tensor], params: Params) -> Tensor:
     return curvature.detach()
 
 
+def channels_last(task: Task, params: Params, probe: Batch) -> Params:
+    """``params`` with the kernels of convolutions in the memory format in which CPUs pool and convolve two to three times faster.
+
+    The activations follow the kernels, so neither the model nor its input is touched. A model that cannot do with it, such as one that calls ``view``
+    on activations, gets its parameters as they are.
+
+    Args:
+        probe: a few samples on which this is tried.
+    """
+    if not any(value.ndim == 4 and value.device.type == "cpu" for value in params.values()):
+        return params
+    # empty_like, since contiguous() takes a kernel of one input channel for channels-last already
+    fast = {
+        name: torch.empty_like(value, memory_format=torch.channels_last).copy_(value) if value.ndim == 4 else value for name, value in params.items()
+    }
+    try:
+        with torch.no_grad():
+            task.losses(fast, probe)
+    except RuntimeError:
+        return params
+    return fast
+
+
 def directional(task: Task, params: Params, batch: Batch, direction: Params) -> Tensor:
     """⟨∇ℓᵢ(θ), v⟩ for every sample of the batch, shape ``(B,)``.
 

@@ -19,12 +19,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code expects
 from torch.utils._pytree import tree_map
 
 from robust_if.data import Samples, batches
 from robust_if.gradients import gradient, per_sample
-from robust_if.pieces import Dense, Outer, Piece, Pieces, Rows, dense
+from robust_if.pieces import Convolved, Dense, Outer, Piece, Pieces, Rows, dense
 from robust_if.task import Batch, Params, Task, batch_length
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,8 @@ def _linear(_: nn.Linear, a: Tensor, b: Tensor) -> dict[str, Piece]:
 def _conv2d(module: nn.Conv2d, a: Tensor, b: Tensor) -> dict[str, Piece]:
     if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return {}
-    patches = F.unfold(a, module.kernel_size, module.dilation, module.padding, module.stride)
-    return _affine(patches.mT, b.flatten(2).mT)
+    weight = Convolved(a, b, module.kernel_size, module.stride, module.padding, module.dilation)  # type: ignore[arg-type]
+    return {"weight": weight, "bias": Outer(b.new_ones(()).expand(len(b), b.shape[2:].numel(), 1), weight.b)}
 
 
 def _affine(a: Tensor, b: Tensor) -> dict[str, Piece]:
@@ -127,15 +128,17 @@ class LayerGradients:
     def _by_rule(self, batch: Batch) -> dict[str, list[Callable[[], Piece]]]:
         """By parameter name, what makes its pieces; they are made one parameter at a time, since a convolution's patches are large."""
         with _record(self.task.model) as calls:
-            losses = self.task.losses(self.params, batch)
-            outputs = [output for _, _, output in calls]
-            grads = torch.autograd.grad(losses.sum(), outputs, allow_unused=True) if outputs else ()
+            losses = self.task.losses({name: value.detach().requires_grad_() for name, value in self.params.items()}, batch)
+            edges = [call.edge for call in calls]
+            grads = torch.autograd.grad(losses.sum(), edges, allow_unused=True) if edges else ()
         found: dict[str, list[Callable[[], Piece]]] = {}
-        for (module, a, output), b in zip(calls, grads, strict=True):
-            if len(output) == len(losses):
-                pieces = lru_cache(partial(_RULES[type(module)], module, a.detach(), torch.zeros_like(output) if b is None else b))
-                for local, _ in module.named_parameters(recurse=False):
-                    if (name := self._names[module, local]) in self.params:
+        for call, b in zip(calls, grads, strict=True):
+            if call.shape[0] == len(losses):
+                a = call.a.to(losses.dtype) if call.a.is_floating_point() else call.a  # half precision, under autocast
+                b = losses.new_zeros(call.shape) if b is None else b.to(losses.dtype)
+                pieces = lru_cache(partial(_RULES[type(call.module)], call.module, a, b))
+                for local, _ in call.module.named_parameters(recurse=False):
+                    if (name := self._names[call.module, local]) in self.params:
                         found.setdefault(name, []).append(lambda pieces=pieces, local=local: pieces()[local])  # type: ignore[misc]
         return found
 
@@ -159,15 +162,27 @@ def _agrees(rules: list[Callable[[], Piece]], weights: Tensor, exact: Tensor) ->
     return bool((got - exact).norm() <= tolerance * (exact.norm() + tolerance))
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One call of a module: its input, and the shape of its output and that output's place in the graph."""
+
+    module: nn.Module
+    a: Tensor
+    shape: torch.Size
+    edge: GradientEdge
+
+
 @contextmanager
-def _record(model: nn.Module) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
-    """Collect (module, input, output) of every call of a module with a rule, inside a graph that reaches the outputs but no parameter."""
-    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+def _record(model: nn.Module) -> Iterator[list[_Call]]:
+    """Collect every call of a module with a rule."""
+    calls: list[_Call] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        output = output if output.requires_grad else output.requires_grad_()
-        calls.append((module, args[0], output))
-        return output.clone()  # an in-place activation that follows must not change the recorded tensor
+        if not output.requires_grad:
+            output = output.requires_grad_().clone()  # the graph begins here, and may go on in place
+        # the place is that of the value as it is now, whatever an in-place activation makes of the tensor later
+        calls.append(_Call(module, args[0].detach(), output.shape, get_gradient_edge(output)))
+        return output
 
     handles = [module.register_forward_hook(hook) for module in model.modules() if type(module) in _RULES]
     try:

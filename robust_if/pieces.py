@@ -1,7 +1,8 @@
 """Per-sample gradients of one parameter, kept as the factors that a backward pass gives.
 
-The gradient of sample i of a linear layer is Σ_t b_it ⊗ a_it over its positions t, with a the layer's input and b the gradient at its output. Products,
-norms and sums of such gradients follow from the factors; whether the outer product is ever formed is decided here, by the number of operations.
+The gradient of sample i of a linear layer is Σ_t b_it ⊗ a_it over its positions t, with a the layer's input and b the gradient at its output.
+Products, norms and sums of such gradients follow from the factors; whether the outer product is ever formed is decided here, by the number of
+operations.
 
 A parameter that enters the loss several times has several pieces, and its gradient is their sum.
 """
@@ -10,12 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code expects
 
 #: Numbers (not bytes) that one chunk of per-sample gradients of one parameter may hold.
 CHUNK = 2**25
+
+#: Directions up to which a convolution's products are convolutions themselves.
+FEW = 3
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Outer:
     b: Tensor
 
     def __len__(self) -> int:
-        return len(self.a)
+        return len(self.b)
 
     @property
     def size(self) -> int:
@@ -35,7 +41,11 @@ class Outer:
 
     def dense(self) -> Tensor:
         """The gradients, ``(B, out · in)``."""
-        return torch.bmm(self.b.mT, self.a).flatten(1)
+        inner, outer = self.a.shape[2], self.b.shape[2]
+        if inner == 1:
+            return (self.a * self.b).sum(1)
+        # CPUs multiply faster with the narrow factor first
+        return torch.bmm(self.a.mT, self.b).mT.flatten(1) if inner < outer else torch.bmm(self.b.mT, self.a).flatten(1)
 
     def take(self, rows: slice) -> Outer:
         """The samples in ``rows``."""
@@ -72,6 +82,64 @@ class Outer:
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """Σ_i w_i g_i, ``(out · in,)``, for ``weights (B,)``."""
         return ((self.b * weights[:, None, None]).flatten(0, 1).mT @ self.a.flatten(0, 1)).flatten()
+
+
+class Convolved(Outer):
+    """Gradients of a convolution's weight, whose positions' inputs (the patches of the image) are copied out only where they are asked for.
+
+    Args:
+        image: input of the convolution, ``(B, in, height, width)``.
+        grads: gradient at its output, ``(B, out, h, w)``.
+        kernel, stride, padding, dilation: of the convolution, by axis.
+    """
+
+    def __init__(
+        self, image: Tensor, grads: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
+    ) -> None:
+        self.__dict__.update(image=image, grads=grads, kernel=kernel, stride=stride, padding=padding, dilation=dilation)
+
+    image: Tensor
+    grads: Tensor
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @cached_property
+    def a(self) -> Tensor:
+        """The patches, ``(B, T, in · kh · kw)``: ``F.unfold`` by strides, which is several times faster on a CPU."""
+        (tall, wide), (high, across) = self.padding, self.dilation
+        padded = F.pad(self.image, (wide, wide, tall, tall)).contiguous()
+        sample, channel, row, column = padded.stride()
+        strides = (sample, channel, row * high, column * across, row * self.stride[0], column * self.stride[1])
+        patches = padded.as_strided((*self.image.shape[:2], *self.kernel, *self.grads.shape[2:]), strides)
+        return patches.reshape(len(self.image), -1, self.grads.shape[2:].numel()).mT
+
+    @cached_property
+    def b(self) -> Tensor:
+        """The gradients at the positions, ``(B, T, out)``."""
+        return self.grads.permute(0, 2, 3, 1).flatten(1, 2)
+
+    @property
+    def size(self) -> int:
+        """Numbers in one sample's gradient."""
+        return self.grads.shape[1] * self.image.shape[1] * self.kernel[0] * self.kernel[1]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def take(self, rows: slice) -> Convolved:
+        """The samples in ``rows``."""
+        return Convolved(self.image[rows], self.grads[rows], self.kernel, self.stride, self.padding, self.dilation)
+
+    def products(self, directions: Tensor) -> Tensor:
+        """⟨g_i, v⟩ for every row v of ``directions (k, size)``: ``(B, k)``; for few of them, each as a kernel of its own."""
+        k = len(directions)
+        if k > FEW:
+            return super().products(directions)
+        kernels = directions.reshape(-1, self.image.shape[1], *self.kernel).contiguous(memory_format=torch.channels_last)
+        mapped = F.conv2d(self.image, kernels, None, self.stride, self.padding, self.dilation)
+        return torch.stack([(part * self.grads).sum((1, 2, 3)) for part in mapped.chunk(k, 1)], 1)
 
 
 @dataclass(frozen=True)

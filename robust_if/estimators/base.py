@@ -16,8 +16,9 @@ from torch import Tensor
 
 from robust_if.checkpoints import Checkpoint
 from robust_if.data import Samples, as_samples, to
-from robust_if.gradients import directional
+from robust_if.gradients import channels_last, directional
 from robust_if.layers import LayerGradients
+from robust_if.memory import Kind, footprint, plan
 from robust_if.pieces import Pieces, products
 from robust_if.scores import Scores, Units
 from robust_if.store import Store
@@ -39,11 +40,12 @@ class Job:
     settings: str = ""
     index: Store | None = None
     checkpoint: Checkpoint | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def params(self) -> Params:
-        """The task's parameters."""
-        return self.task.params()
+        """The task's parameters, in the memory format in which they are evaluated fastest."""
+        return channels_last(self.task, self.task.params(), self.probe())
 
     @property
     def target(self) -> Target:
@@ -51,8 +53,13 @@ class Job:
         (target,) = self.targets
         return target
 
-    def map(self, function: Callable[[Batch], Tensor], *settings: object) -> NDArray[np.float64]:
-        """``function: Batch -> (B, …)`` of every sample, ``(n, …)``; resumes where the sweep keeps its parts."""
+    def map(self, function: Callable[[Batch], Tensor], *settings: object, kind: Kind = "forward", directions: int = 1) -> NDArray[np.float64]:
+        """``function: Batch -> (B, …)`` of every sample, ``(n, …)``; resumes where the sweep keeps its parts.
+
+        Args:
+            kind: what ``function`` does, for the memory plan that is logged before the work and that batches are made to fit.
+            directions: how many vectors the gradients are multiplied with.
+        """
         mark = ""
         if self.sweep.directory is not None:
             data = [fingerprint({}, part) for part in (self.train, *(part for target in self.targets for part in target.held_out))]
@@ -60,8 +67,9 @@ class Job:
             mark = fingerprint(
                 task.model.state_dict(), self.samples, self.name, task.patterns, task.loss, task.forward, self.settings, self.targets, settings, data
             )
+        sweep = plan(footprint(self.task, self.params, self.probe(), kind, directions), self.sweep)
         like = next(self.task.model.parameters())
-        return self.sweep.map(function, self.samples, like, name=self.name, fingerprint=mark).numpy()
+        return sweep.map(function, self.samples, like, name=self.name, fingerprint=mark, notes=self.notes).numpy()
 
     def layerwise(self, function: Callable[[Pieces], Tensor]) -> NDArray[np.float64]:
         """``function: gradients of a batch -> (B, …)`` of every sample, ``(n, …)``; from the index where there is one."""
@@ -69,15 +77,27 @@ class Job:
             parts = [function(pieces) for _, pieces in self.index.blocks()]
             return torch.cat(parts).to("cpu", torch.float64).numpy()
         gradients = LayerGradients(self.task, self.params, self.probe())
-        return self.map(lambda batch: function(gradients.pieces(batch)))
+        return self.map(lambda batch: function(gradients.pieces(batch)), kind="layerwise")
 
     def products(self, directions: Sequence[Params]) -> NDArray[np.float64]:
-        """⟨∇ℓ_i, v⟩ for every sample and direction, ``(n, k)``: one direction by forward mode, several from the factors of one backward pass."""
+        """⟨∇ℓ_i, v⟩ for every sample and direction, ``(n, k)``.
+
+        One direction goes by forward mode, which holds no activations; several go from the factors of one backward pass, unless a parameter has no
+        layer rule.
+        """
         task, params = self.task, self.params
-        if len(directions) == 1 and self.index is None:
-            return self.map(lambda batch: directional(task, params, batch, directions[0]))[:, None]
         stacked = {name: torch.stack([direction[name] for direction in directions]) for name in params}
-        return self.layerwise(lambda pieces: torch.stack([products(each, stacked[name]) for name, each in pieces]).sum(0))
+
+        def from_factors(pieces: Pieces) -> Tensor:
+            return torch.stack([products(each, stacked[name]) for name, each in pieces]).sum(0)
+
+        if self.index is not None:
+            return self.layerwise(from_factors)
+        if len(directions) > 1:
+            gradients = LayerGradients(task, params, self.probe())
+            if not gradients.uncovered:
+                return self.map(lambda batch: from_factors(gradients.pieces(batch)), kind="layerwise", directions=len(directions))
+        return self.map(lambda batch: torch.stack([directional(task, params, batch, each) for each in directions], 1), kind="directional")
 
     def probe(self) -> Batch:
         """A few samples on the model's device, on which layer rules are verified."""
@@ -175,7 +195,7 @@ class Estimator(ABC):
         jobs = (replace(job, task=task.at(each.state), name=f"{name}-{k}", checkpoint=each) for k, each in enumerate(checkpoints))
         results = [self.estimates(each) for each in jobs] if checkpoints else [self.estimates(job)]  # one copy of the model at a time
         weights = np.array([checkpoint.weight for checkpoint in checkpoints] or [1.0])
-        provenance = {"estimator": repr(self), "seconds": time.perf_counter() - begin, "torch": torch.__version__}
+        provenance = {"estimator": repr(self), "seconds": time.perf_counter() - begin, "torch": torch.__version__, **job.notes}
         scores = [
             self._scores([result[k] for result in results], weights, scored, each, provenance) for k, each in enumerate(named or {"": None})
         ]

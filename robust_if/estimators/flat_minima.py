@@ -69,7 +69,7 @@ class FlatMinima(Estimator):
             return self._exact(job, job.target)
         params, metric, notes = self._tuned(job.task, job.train, job.target, job.sweep)
         gradients = LayerGradients(job.task, params, job.probe())
-        values = job.map(lambda batch: torch.stack([squares(each, metric[name]) for name, each in gradients.pieces(batch)]).sum(0))
+        values = job.map(lambda batch: torch.stack([squares(each, metric[name]) for name, each in gradients.pieces(batch)]).sum(0), kind="layerwise")
         return Result(values, notes=notes)
 
     def _exact(self, job: Job, target: Target) -> Result:
@@ -87,7 +87,7 @@ class FlatMinima(Estimator):
             grads = torch.cat([each.flatten(1) for _, each in gradients.dense(batch)], 1)
             return (grads * torch.cholesky_solve(grads.T, factor).T).sum(1)
 
-        return Result(job.map(quadratic), notes={"target_at_minimum": target.value(job.task, params).item()})
+        return Result(job.map(quadratic, kind="layerwise"), notes={"target_at_minimum": target.value(job.task, params).item()})
 
     def pairs(self, task: Task, train: Any, *, target: Target, queries: Any, sweep: Sweep = Sweep()) -> NDArray[np.float64]:  # noqa: B008 - frozen
         """(g_qᵀ M g_i)² for every training sample i and query q, shape ``(n, q)``: which samples matter for which held-out sample.
@@ -109,7 +109,7 @@ class FlatMinima(Estimator):
             return torch.stack([grads.flatten(1) @ directions[name].T for name, grads in gradients.dense(batch)]).sum(0) ** 2
 
         job = Job(task, samples, samples, (target,), sweep, f"{self.name}-pairs", repr(self))
-        return job.map(products, fingerprint({}, asked))
+        return job.map(products, fingerprint({}, asked), kind="layerwise")
 
     def candidates(self, task: Task, train: Any, *, target: Target, sweep: Sweep = Sweep()) -> NDArray[np.float64]:  # noqa: B008 - frozen
         """The score of every sample under every label, shape ``(n, K)``; the smallest in a row is the label to suggest.

@@ -34,8 +34,8 @@ Inverse = Callable[[Params], Solution]
 class Preconditioner(ABC):
     """How the curvature C of the mean training loss is approximated and inverted. Subclasses are frozen dataclasses.
 
-    The damping λ means the same for all: it is added to the curvature of the mean loss, like an L2 penalty of λ/2 ‖θ‖². By default it is a tenth of the
-    mean eigenvalue of C (of each layer's block, for layer-wise approximations), and the number that was used is reported.
+    The damping λ means the same for all: it is added to the curvature of the mean loss, like an L2 penalty of λ/2 ‖θ‖². By default it is a tenth of
+    the mean eigenvalue of C (of each layer's block, for layer-wise approximations), and the number that was used is reported.
     """
 
     #: Whether ``build`` passes over the per-sample gradients, so that keeping them in memory saves passes.

@@ -15,7 +15,8 @@ from torch import Tensor
 from cases import SHORT, TRAIN, Gap, case
 from robust_if import Ensemble, FlatMinima, InnerProduct, Loss, Samples, Sweep, Task, TunedLoss, Utility
 from robust_if.estimators import ValidationLoss
-from robust_if.sweep import fingerprint
+from robust_if.gradients import directional
+from robust_if.sweep import fingerprint, rank_agreement
 from robust_if.training import Recipe
 
 LIKE = torch.zeros(1, dtype=torch.float64)
@@ -90,9 +91,101 @@ def test_a_single_sample_that_does_not_fit_is_an_error() -> None:
         Sweep(batch_size=8).map(Counted(room=0), NUMBERS, LIKE, name="double")
 
 
-def test_a_batch_size_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
-        Sweep(batch_size=0)
+WRONG = [
+    ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+    ({"batch_size": 2.5}, "batch_size: expected a whole number, got 2.5"),
+    ({"rows_per_part": 0}, "rows_per_part: expected at least 1, got 0"),
+    ({"engine": "spark"}, "engine: expected 'local' or 'ray', got 'spark'"),
+    ({"workers": 2}, "workers: engine 'local' is this process alone"),
+    ({"engine": "local", "workers": 0}, "workers: expected at least 1, got 0"),
+    ({"precision": "fp8"}, "precision: expected 'full' or 'bf16', got 'fp8'"),
+    ({"max_memory": "much"}, "max_memory: expected bytes, or text"),
+    ({"progress": True}, "progress: expected a function of an iterable and a description, got bool"),
+    ({"directory": __file__}, "directory: .* is a file; expected a folder"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG, ids=lambda one: next(iter(one)) if isinstance(one, dict) else "")
+def test_what_is_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sweep(**options)
+
+
+@pytest.mark.parametrize("function", [lambda batch: batch[0].sum(), lambda batch: batch[0][1:]], ids=["a mean", "too few"])
+def test_a_function_without_one_value_per_sample_is_refused(function: Any) -> None:
+    with pytest.raises(ValueError, match=r"function: expected one value per sample, shape \(20, …\), got shape"):
+        Sweep().map(function, NUMBERS, LIKE, name="wrong")
+
+
+def test_a_function_whose_values_change_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"function: expected values of one shape, got \(4, 1\) for the 4 samples from 16"):
+        Sweep(rows_per_part=16).map(lambda batch: batch[0][:, None].repeat(1, 1 + (len(batch[0]) > 4)), NUMBERS, LIKE, name="wrong")
+
+
+SINGLE = torch.zeros(1)
+
+
+def _network(n: int = 300) -> tuple[Task, Samples, dict[str, Tensor]]:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 30), torch.nn.Tanh(), torch.nn.Linear(30, 3)).eval()
+    task = Task(model)
+    direction = {name: torch.randn_like(value) for name, value in task.params().items()}
+    return task, Samples((torch.randn(n, 6), torch.randint(3, (n,)))), direction
+
+
+def test_bfloat16_is_close_and_its_agreement_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    task, samples, direction = _network()
+    before = {name: (value.dtype, value.clone()) for name, value in task.model.state_dict().items()}
+    seen: list[tuple[int, bool]] = []
+
+    def products(batch: Any) -> Tensor:
+        seen.append((len(batch[0]), torch.is_autocast_enabled("cpu")))
+        return directional(task, task.params(), batch, direction)
+
+    notes: dict[str, Any] = {}
+    with caplog.at_level("INFO"):
+        low = Sweep(batch_size=280, precision="bf16").map(products, samples, SINGLE, name="products", notes=notes)
+    assert seen == [(256, False), (256, True), (280, True), (20, True)]
+    full = Sweep().map(products, samples, SINGLE, name="products", notes=notes)
+    assert not torch.equal(low, full)
+    assert (low - full).norm() < 0.1 * full.norm()
+    assert set(notes) == {"bf16_agreement"} and 0.99 < notes["bf16_agreement"] < 1
+    assert f"Spearman correlation of {notes['bf16_agreement']:.4f}" in caplog.text and not [r for r in caplog.records if r.levelname == "WARNING"]
+    assert not torch.is_autocast_enabled("cpu")
+    assert all(value.dtype == before[name][0] and torch.equal(value, before[name][1]) for name, value in task.model.state_dict().items())
+
+
+def test_a_ranking_that_bfloat16_changes_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    x = torch.stack([torch.full((50,), 1000.0), torch.arange(50.0) / 8], 1)[torch.randperm(50)]
+    notes: dict[str, Any] = {}
+    got = Sweep(precision="bf16").map(lambda batch: (batch[0] @ torch.ones(2, 1))[:, 0], Samples((x,)), SINGLE, name="sums", notes=notes)
+    assert notes["bf16_agreement"] < 0.99 and got.unique().numel() < 50
+    assert "bfloat16 ranks the first 50 samples differently from full precision" in caplog.text
+
+
+def test_bfloat16_of_a_float64_model_is_refused_and_so_are_parts_of_another_precision(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="precision: 'bf16' is for float32 models"):
+        Sweep(precision="bf16").map(Counted(), NUMBERS, LIKE, name="double")
+    samples = Samples((torch.arange(20.0),))
+    Sweep(directory=tmp_path).map(Counted(), samples, SINGLE, name="double")
+    with pytest.raises(ValueError, match=r"holds parts of another computation \(precision full there, bf16 here\)"):
+        Sweep(directory=tmp_path, precision="bf16").map(Counted(), samples, SINGLE, name="double")
+
+
+def test_what_fails_under_autocast_says_so() -> None:
+    def fails(batch: tuple[Tensor]) -> Tensor:  # a product in bfloat16 is added to a float32 tensor in place
+        return torch.zeros(20).index_add(0, torch.arange(20), torch.eye(20) @ batch[0])
+
+    Sweep().map(fails, Samples((torch.arange(20.0),)), SINGLE, name="fails")
+    with pytest.raises(RuntimeError, match=r"precision: this computation fails under torch.autocast \(.*\); use precision='full'"):
+        Sweep(precision="bf16").map(fails, Samples((torch.arange(20.0),)), SINGLE, name="fails")
+
+
+def test_agreement_is_that_of_the_worst_column() -> None:
+    x = torch.arange(5.0)
+    assert rank_agreement(torch.stack([x, x], 1), torch.stack([x, x], 1)) == pytest.approx(1)
+    assert rank_agreement(torch.stack([x, x], 1), torch.stack([x, -x], 1)) == pytest.approx(-1)
+    assert rank_agreement(x, torch.zeros(5)) == 0
+    assert rank_agreement(torch.ones(5), torch.zeros(5)) == 1
 
 
 def test_scores_resume_after_an_interruption(tmp_path: Path) -> None:
@@ -110,7 +203,7 @@ def test_scores_resume_after_an_interruption(tmp_path: Path) -> None:
         InnerProduct().score(task, c.train, target=target, sweep=replace(sweep, progress=interrupt_after(2)))
     calls.clear()
     got = InnerProduct().score(task, c.train, target=target, sweep=sweep)
-    assert sum(calls) - len(c.valid) == TRAIN - 8
+    assert sum(calls) - len(c.valid) - 4 == TRAIN - 8  # four samples for the memory plan
     assert np.allclose(got.values, InnerProduct().score(c.task, c.train, target=target).values, rtol=1e-12)
 
 

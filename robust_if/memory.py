@@ -1,0 +1,190 @@
+"""What a pass over the data takes in memory, measured on a few samples before any long work, and the batch size that fits a limit."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from robust_if.layers import LayerGradients
+from robust_if.pieces import CHUNK
+from robust_if.sweep import Sweep, parse_bytes
+from robust_if.task import Batch, Params, Task, batch_length
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["forward", "directional", "layerwise"]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that a pass takes, besides the data set and the interpreter: an estimate, good to a factor of about two.
+
+    Args:
+        parameters: of the parameters and the copies of them that the method keeps, whatever the batch size.
+        per_sample: of what a batch holds at its peak, for each of its samples.
+        gradients: of the per-sample gradients that are formed in chunks, for each sample.
+        chunk: the most that one chunk of them takes.
+        uncovered: the parameters that no layer rule covers, whose per-sample gradients are held whole.
+    """
+
+    parameters: int
+    per_sample: int
+    gradients: int = 0
+    chunk: int = 0
+    uncovered: tuple[str, ...] = ()
+
+    def total(self, batch_size: int) -> int:
+        """Bytes with batches of ``batch_size``."""
+        return self.parameters + batch_size * self.per_sample + min(batch_size * self.gradients, self.chunk)
+
+    def describe(self, batch_size: int) -> str:
+        """One line: what takes how much."""
+        terms = [f"parameters {_text(self.parameters)}", f"{_text(self.per_sample)} a sample x {batch_size}"]
+        if self.gradients:
+            terms.append(f"gradients {_text(min(batch_size * self.gradients, self.chunk))}")
+        said = f"{' + '.join(terms)} = {_text(self.total(batch_size))}"
+        return said + (f"; no layer rule for {', '.join(self.uncovered)}, each sample's gradient is held whole" if self.uncovered else "")
+
+
+def footprint(task: Task, params: Params, probe: Batch, kind: Kind, directions: int = 1) -> Footprint:
+    """What a pass takes, from one forward pass over the first samples of ``probe`` (at most 4).
+
+    Hooks on the model's layers see their inputs and outputs; what functions between them allocate for a moment is not seen.
+
+    Args:
+        kind: ``"forward"``: the largest activations alive at once; ``"directional"``: those with their tangents, one for each direction;
+            ``"layerwise"``: what the graph saves, inputs, outputs and output gradients of the layers, and a convolution's patches.
+        directions: vectors that the gradients are multiplied with in one pass.
+
+    Raises:
+        ValueError: if ``kind`` is not one of these, or ``directions`` is below 1.
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind: expected one of {', '.join(map(repr, get_args(Kind)))}, got {kind!r}")
+    if directions < 1:
+        raise ValueError(f"directions: expected at least 1, got {directions}")
+    probe = _head(probe, 4)
+    count, size = batch_length(probe), sum(value.nbytes for value in params.values())
+    frozen = sum(value.nbytes for value in task.model.state_dict().values()) - size
+    if kind == "layerwise":
+        return _layerwise(task, params, probe, frozen + size * (1 + directions))
+    tangents = directions if kind == "directional" else 0
+    with torch.no_grad(), _alive(task.model, tangents) as peak:
+        task.losses(params, probe)
+    return Footprint(frozen + size * (1 + tangents), -(-peak[0] // count))
+
+
+def plan(footprint: Footprint, sweep: Sweep) -> Sweep:
+    """``sweep`` with the largest batch size, at most its own, that fits its ``max_memory``; the log says in one line what it will take.
+
+    Raises:
+        ValueError: if one sample does not fit.
+    """
+    size = sweep.batch_size
+    if sweep.max_memory is not None:
+        limit = parse_bytes(sweep.max_memory)
+        if footprint.total(1) > limit:
+            raise ValueError(
+                f"max_memory: one sample needs {_text(footprint.total(1))} ({footprint.describe(1)}), more than the {_text(limit)} that were given"
+            )
+        size = bisect_right(range(size + 1), limit, key=footprint.total) - 1
+    logger.info("memory: %s", footprint.describe(size))
+    return replace(sweep, batch_size=size)
+
+
+def _layerwise(task: Task, params: Params, probe: Batch, fixed: int) -> Footprint:
+    uncovered = LayerGradients(task, params, probe).uncovered
+    count, kept, layers = batch_length(probe), [], []  # type: int, list[Tensor], list[tuple[nn.Module, Tensor]]
+
+    def keep(value: Tensor) -> Tensor:
+        kept.append(value)
+        return value
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor):
+            layers.append((module, output))
+            kept.extend([output, *(value for value in args if isinstance(value, Tensor))])
+
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    with _hooks(task.model, hook, own_parameters=True), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        task.losses(leaves, probe)
+    own = {value.untyped_storage().data_ptr() for value in (*params.values(), *task.model.state_dict().values())}
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (value.untyped_storage() for value in kept)}
+    saved = sum(size for pointer, size in storages.items() if pointer not in own)
+    gradients = sum(output.nbytes for _, output in layers)
+    patches, dense = zip(*[_formed(module, output) for module, output in layers], strict=True) if layers else ((0,), (0,))
+    whole = sum(params[name].nbytes for name in uncovered)
+    item = max(value.element_size() for value in params.values())
+    return Footprint(
+        parameters=fixed,
+        per_sample=-(-(saved + gradients + max(patches)) // count) + whole,
+        gradients=2 * max(dense),
+        chunk=2 * CHUNK * item,
+        uncovered=tuple(uncovered),
+    )
+
+
+def _formed(module: nn.Module, output: Tensor) -> tuple[int, int]:
+    """Bytes of a convolution's unfolded patches for the whole batch, and of one sample's gradient where it has several positions."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim < 2 or isinstance(module, nn.Embedding):
+        return 0, 0
+    positions = output[0].numel() // len(weight)
+    patches = len(output) * positions * weight[0].nbytes if weight.ndim > 2 else 0
+    return patches, weight.nbytes if positions > 1 else 0
+
+
+@contextmanager
+def _alive(model: nn.Module, tangents: int) -> Iterator[list[int]]:
+    """The peak bytes of the inputs and outputs of the layers that are alive at once with their tangents, as the only element of a list."""
+    seen: list[weakref.ref[Tensor]] = []
+    peak = [0]
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        seen.extend(weakref.ref(leaf) for leaf in tree_leaves((args, output)) if isinstance(leaf, Tensor))
+        alive = [tensor.untyped_storage() for tensor in (reference() for reference in seen) if tensor is not None]
+        total = sum({storage.data_ptr(): storage.nbytes() for storage in alive}.values()) * (1 + tangents)
+        if _has_parameters(module):  # the tangent is a sum of two terms: by the input and by the parameters
+            total += tangents * sum(leaf.nbytes for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+        peak[0] = max(peak[0], total)
+
+    with _hooks(model, hook):
+        yield peak
+
+
+@contextmanager
+def _hooks(model: nn.Module, hook: Any, *, own_parameters: bool = False) -> Iterator[None]:
+    """A forward hook on every layer: a module without children, or, if ``own_parameters``, one with parameters of its own."""
+    layers = [m for m in model.modules() if (_has_parameters(m) if own_parameters else not any(m.children()))]
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(recurse=False), None) is not None
+
+
+def _head(batch: Batch, length: int) -> Batch:
+    """A copy of the first samples, since a view holds the memory of the whole data set."""
+    return tree_map(lambda leaf: leaf[:length].clone() if isinstance(leaf, Tensor) else leaf, batch)
+
+
+def _text(size: int) -> str:
+    """Bytes for people: 780 MB."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}" if size < 1000 * scale else f"{size / scale:.0f} {unit}"
+    return f"{size} B"
