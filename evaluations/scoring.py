@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from robust_if.checkpoints import Checkpoint
-from robust_if.estimators import Estimator
+from robust_if.estimators import LESS, Estimator
 from robust_if.evaluations.folder import claim
 from robust_if.evaluations.question import Asked
 from robust_if.scores import Scores, table
@@ -56,7 +57,9 @@ def score(
     store = Store.open(index / "gradients") if index else None
     found: list[Scores] = []
     for estimator in estimators:
-        found += estimator.score(task, asked.problem.train, target=list(targets), checkpoints=checkpoints, sweep=sweep, index=store)
+        # LESS needs what the optimiser remembers, which a checkpoint carries
+        along = checkpoints if len(checkpoints) > 1 or isinstance(estimator, LESS) else []
+        found += estimator.score(task, asked.problem.train, target=list(targets), checkpoints=along, sweep=sweep, index=None if along else store)
     table(found).to_parquet(directory / "scores.parquet", index=False)
     about = [
         {"name": each.name, "estimator": each.estimator, "target": each.target, "units": each.units, **each.provenance} for each in found
@@ -66,6 +69,7 @@ def score(
     part = directory / "result.json.part"
     part.write_text(json.dumps(result, indent=1, default=str))
     os.replace(part, directory / "result.json")
+    shutil.rmtree(directory / "work", ignore_errors=True)
     return result
 
 
@@ -90,9 +94,9 @@ def _absolute(asked: Asked) -> Any:
 
 
 def fitted(asked: Asked, model: Recipe | Path, directory: Path, sweep: Sweep) -> tuple[Task, list[Checkpoint]]:
-    """The trained model, and its checkpoints if more than one is kept."""
+    """The trained model, and the checkpoints that were kept on the way; none of a model that was loaded."""
     if isinstance(model, Path):
         return asked.loaded(model), []
     start = asked.problem.task()
     checkpoints = train(start, asked.problem.train, model, directory=directory, progress=sweep.progress)
-    return start.at(checkpoints[-1].state), checkpoints if model.keep > 1 else []
+    return start.at(checkpoints[-1].state), checkpoints

@@ -53,14 +53,15 @@ def accuracy(result: dict[str, Any]) -> Table:
 
 
 def scores(directory: Path, rows: int = 10) -> Table:
-    """The most harmful samples by the first column of ``scores.parquet``, with their scores in all of them."""
+    """The most harmful samples by the first column of ``scores.parquet``, with that estimator's scores for the other targets."""
     frame = pd.read_parquet(directory / "scores.parquet")
     first = frame.columns[1]
+    shown = [column for column in frame.columns[1:] if column.partition(":")[0] == first.partition(":")[0]]
     listing = Table(title=f"The {min(rows, len(frame))} most harmful samples by {first}", title_justify="left")
-    for column in frame.columns:
-        listing.add_column(escape(column), justify="left" if column == "id" else "right")
+    for column in ("id", *shown):
+        listing.add_column(escape(column), justify="left" if column == "id" else "right", no_wrap=column == "id")
     for _, row in frame.sort_values(first, ascending=False, kind="stable").head(rows).iterrows():
-        listing.add_row(escape(str(row["id"])), *(f"{row[column]:.4g}" for column in frame.columns[1:]))
+        listing.add_row(escape(str(row["id"])), *(f"{row[column]:.4g}" for column in shown))
     return listing
 
 
@@ -70,8 +71,7 @@ def notes(result: dict[str, Any]) -> Table:
     for column in ("score", "unit", "seconds", "notes"):
         listing.add_column(column, justify="right" if column == "seconds" else "left")
     for each in result["scores"]:
-        shown = {key: each[key] for key in ("damping", "iterations", "residual", "converged") if isinstance(each.get(key), (int, float))}
-        text = ", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items())
+        text = ", ".join(f"{key} {_number(each[key])}" for key in ("damping", "iterations", "residual", "converged", "bf16_agreement") if key in each)
         listing.add_row(each["name"], each["units"], f"{each['seconds']:.1f}", text)
     return listing
 
@@ -104,3 +104,10 @@ def _interval(found: dict[str, float | None]) -> str:
     if value is None:
         return "– (constant)"
     return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _number(value: Any) -> str:
+    """A number, or the range of several by layer."""
+    if isinstance(value, dict):
+        return f"{min(value.values()):.2g} to {max(value.values()):.2g} by layer" if value else "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -84,6 +85,7 @@ def validate(
     part = directory / "result.json.part"
     part.write_text(json.dumps(result, indent=1))
     os.replace(part, directory / "result.json")
+    shutil.rmtree(directory / "work", ignore_errors=True)
     return result
 
 

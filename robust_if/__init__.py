@@ -5,7 +5,9 @@ from importlib.metadata import PackageNotFoundError, version
 from robust_if.checkpoints import Checkpoint, load_checkpoint
 from robust_if.data import Samples, as_samples
 from robust_if.decisions import automatic_threshold, relabel, remove_above, remove_automatic, remove_top
+from robust_if.diagnostics import Prediction, predicted_correlation
 from robust_if.estimators import (
+    LESS,
     Ensemble,
     Estimator,
     FlatMinima,
@@ -13,13 +15,31 @@ from robust_if.estimators import (
     InnerProduct,
     LabelOdds,
     Loss,
+    LossChange,
     Random,
     Retraining,
     SelfInfluence,
     TunedLoss,
     ValidationLoss,
 )
+from robust_if.groups import Removal, greedy, group_effect
+from robust_if.pairwise import pairwise
+from robust_if.preconditioners import (
+    EKFAC,
+    KFAC,
+    Arnoldi,
+    ConjugateGradient,
+    DataInf,
+    DiagonalFisher,
+    Exact,
+    Identity,
+    LiSSA,
+    Preconditioner,
+    RandomProjection,
+)
 from robust_if.scores import Scores
+from robust_if.scoring import score
+from robust_if.store import Store
 from robust_if.sweep import Sweep
 from robust_if.targets import Functional, Target, Utility
 from robust_if.task import Task
@@ -32,9 +52,10 @@ except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0.0.0"
 
 __all__ = [
-    "SAM", "Checkpoint", "Ensemble", "Estimator", "FlatMinima", "FriendlySAM", "Functional", "GradNorm", "InnerProduct", "LabelOdds", "Loss",
-    "LowPass",
-    "Plain", "Random", "Recipe", "Retraining", "Samples", "Scores", "SelfInfluence", "Sweep", "Target", "Task", "TunedLoss", "Tuning",
-    "Utility",     "ValidationLoss",
-    "as_samples", "automatic_threshold", "fit", "load_checkpoint", "relabel", "remove_above", "remove_automatic", "remove_top", "train",
+    "EKFAC", "KFAC", "LESS", "SAM", "Arnoldi", "Checkpoint", "ConjugateGradient", "DataInf", "DiagonalFisher", "Ensemble", "Estimator", "Exact",
+    "FlatMinima", "FriendlySAM", "Functional", "GradNorm", "Identity", "InnerProduct", "LabelOdds", "LiSSA", "Loss", "LossChange", "LowPass",
+    "Plain", "Preconditioner", "Prediction", "Random", "RandomProjection", "Recipe", "Removal", "Retraining", "Samples", "Scores", "SelfInfluence",
+    "Store", "Sweep", "Target", "Task", "TunedLoss", "Tuning", "Utility", "ValidationLoss", "as_samples", "automatic_threshold", "fit", "greedy",
+    "group_effect", "load_checkpoint", "pairwise", "predicted_correlation", "relabel", "remove_above", "remove_automatic", "remove_top", "score",
+    "train",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Derivatives of per-sample losses: the only file that calls autograd, besides the layer rules in ``layers.py``.
+"""Derivatives of per-sample losses: the only file that calls autograd, besides the layer rules in ``layers.py`` and products with ``curvature.py``.
 
 Costs are counted in forward passes over the data (F): one directional derivative of all samples costs about 2 F by forward mode and never
 holds a per-sample gradient.
@@ -7,10 +7,11 @@ holds a per-sample gradient.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
@@ -18,6 +19,31 @@ from robust_if.task import Batch, Params, Task, batch_length
 
 logger = logging.getLogger(__name__)
 _said: set[str] = set()
+
+
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's derivatives of every order exist and agree with each other.
+
+    Attention and torch's transformer layers take the kernels that have forward-mode rules. The padding row of an embedding is a constant in forward
+    mode too: torch leaves it out of gradients only, and without this J and Jᵀ would be of two different functions.
+    """
+
+    def constant(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> Tensor:
+        index = args[0] if args else kwargs["input"]
+        return torch.where(torch.eq(index, module.padding_idx)[..., None], output.detach(), output)  # type: ignore[arg-type]
+
+    padded = [module for module in model.modules() if isinstance(module, nn.Embedding) and module.padding_idx is not None]
+    handles = [module.register_forward_hook(constant, with_kwargs=True) for module in padded]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for handle in handles:
+            handle.remove()
 
 
 def gradient(function: Callable[[Params], Tensor], params: Params) -> Params:
@@ -80,13 +106,13 @@ def directional(task: Task, params: Params, batch: Batch, direction: Params) -> 
         return task.losses(p, batch)
 
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), differentiable(task.model):
             products: Tensor = torch.func.jvp(losses, (params,), (direction,))[1]
             return products
     except (NotImplementedError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        _say_once(f"no forward-mode rule ({str(error).splitlines()[0][:120]}); taking per-sample gradients instead, which is slower")
+        say_once(f"no forward-mode rule ({str(error).splitlines()[0][:120]}); taking per-sample gradients instead, which is slower")
     grads = per_sample(task, params, batch)
     return torch.stack([(grads[name].flatten(1) @ direction[name].flatten()) for name in params]).sum(0)
 
@@ -103,13 +129,13 @@ def per_sample(task: Task, params: Params, batch: Batch, names: Iterable[str] | 
         return task.losses({**params, **p}, tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, sample))[0]
 
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # no graph back to parameters that do not count
+        with torch.no_grad(), differentiable(task.model):  # no graph back to parameters that do not count
             grads: Params = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="error")(chosen, batch)
             return grads
     except (NotImplementedError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "random operation" in str(error):
             raise
-        _say_once(f"no vmap rule ({str(error).splitlines()[0][:120]}); taking one backward pass per sample instead, which is slower")
+        say_once(f"no vmap rule ({str(error).splitlines()[0][:120]}); taking one backward pass per sample instead, which is slower")
     singles = [gradient(lambda p, i=i: loss(p, _sample(batch, i)), chosen) for i in range(batch_length(batch))]  # type: ignore[misc]
     return {name: torch.stack([single[name] for single in singles]) for name in chosen}
 
@@ -118,7 +144,8 @@ def _sample(batch: Batch, i: int) -> Batch:
     return tree_map(lambda leaf: leaf[i] if isinstance(leaf, Tensor) else leaf, batch)
 
 
-def _say_once(message: str) -> None:
+def say_once(message: str) -> None:
+    """Warn of something that holds for the whole process, the first time it is met."""
     if message not in _said:
         _said.add(message)
         logger.warning(message)

@@ -100,7 +100,7 @@ def test_a_finished_score_is_not_computed_again_and_another_is_refused(data: dic
         (["--target", "adversarial", "--eps", "-1"], "eps: expected a positive number"),
         (["--estimator", "magic"], "estimator: expected some of"),
         (["--max-memory", "lots"], "max_memory: expected"),
-        (["--max-memory", "1KB"], "max_memory"),
+        (["--max-memory", "100"], "max_memory: one sample needs"),
         (["--index", "nowhere"], "data: expected either --data or --index, got both"),
         (["--checkpoint", "nowhere.safetensors"], "checkpoint: there is no file"),
     ],

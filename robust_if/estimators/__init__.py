@@ -7,9 +7,11 @@ from robust_if.estimators.flat_minima import FlatMinima
 from robust_if.estimators.gradient_norm import GradNorm, SelfInfluence
 from robust_if.estimators.inner_product import InnerProduct
 from robust_if.estimators.label_odds import LabelOdds
+from robust_if.estimators.less import LESS
 from robust_if.estimators.retraining import Retraining
+from robust_if.estimators.train_on_validation import LossChange
 
 __all__ = [
-    "Ensemble", "Estimator", "FlatMinima", "GradNorm", "InnerProduct", "LabelOdds", "Loss", "Random", "Retraining", "SelfInfluence", "TunedLoss",
-    "ValidationLoss",
+    "LESS", "Ensemble", "Estimator", "FlatMinima", "GradNorm", "InnerProduct", "LabelOdds", "Loss", "LossChange", "Random", "Retraining",
+    "SelfInfluence", "TunedLoss", "ValidationLoss",
 ]  # fmt: skip

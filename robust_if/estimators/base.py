@@ -169,7 +169,8 @@ class Estimator(ABC):
             train: training data, ``Samples``, ``(X, y)`` or a map-style data set.
             target: what should become lower; estimators that look at no target ignore it. Several targets, as a list or as a dict with names of
                 your own, are scored in one pass where the estimator can.
-            checkpoints: states of the model; scores are summed with the checkpoints' weights (TracIn). The model's own state by default.
+            checkpoints: states of the model; scores are summed with the checkpoints' weights (TracIn), or averaged with them where they have the
+                target's unit. The model's own state by default.
             samples: what is scored, where it is not ``train`` itself: candidates for the training set, or other labels.
             sweep: batch size, progress, and where parts are kept to resume.
             index: the factored gradients of ``train`` at the task's parameters, made by :meth:`robust_if.Store.build`; estimators that work on
@@ -219,7 +220,8 @@ class Estimator(ABC):
     def _scores(
         self, results: list[Result], weights: NDArray[np.float64], scored: Samples, target: str, provenance: dict[str, Any]
     ) -> Scores:
-        """Results at the checkpoints, summed with their weights."""
+        """Results at the checkpoints, summed with their weights; their weighted mean where a score has the target's unit."""
+        weights = weights / weights.sum() if self.units == "target" else weights
         members = [result.members for result in results if result.members is not None]
         return Scores(
             values=np.tensordot(weights, np.stack([result.values for result in results]), 1),

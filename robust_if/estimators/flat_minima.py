@@ -16,7 +16,7 @@ from robust_if.estimators.base import Estimator, Job, Result
 from robust_if.gradients import hessian
 from robust_if.layers import LayerGradients
 from robust_if.pieces import CHUNK, squares
-from robust_if.preconditioners import diagonal_fisher
+from robust_if.preconditioners.diagonal_fisher import diagonal_fisher
 from robust_if.sweep import Sweep, fingerprint
 from robust_if.targets import Target
 from robust_if.task import Batch, Params, Task

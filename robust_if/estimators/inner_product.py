@@ -50,8 +50,8 @@ class InnerProduct(Estimator):
 
     @property
     def units(self) -> Any:  # type: ignore[override]
-        """Without curvature, or normalised, a score has no scale of its own."""
-        return "rank" if isinstance(self.preconditioner, Identity) or self.normalise != "none" else "target"
+        """Without curvature to scale, or normalised, a score only ranks."""
+        return "target" if self.preconditioner.to_scale and self.normalise == "none" else "rank"
 
     def estimate(self, job: Job) -> Result:
         return self.estimates(job)[0]

@@ -11,7 +11,29 @@ from robust_if.estimators.flat_minima import FlatMinima
 from robust_if.estimators.gradient_norm import GradNorm, SelfInfluence
 from robust_if.estimators.inner_product import InnerProduct
 from robust_if.estimators.label_odds import LabelOdds
+from robust_if.estimators.less import LESS
+from robust_if.estimators.train_on_validation import LossChange
+from robust_if.preconditioners import (
+    EKFAC,
+    KFAC,
+    Arnoldi,
+    ConjugateGradient,
+    DataInf,
+    DiagonalFisher,
+    Exact,
+    LiSSA,
+    Preconditioner,
+    RandomProjection,
+)
 from robust_if.tuning import Plain, Tuning
+
+
+def preconditioners(seed: int = 0) -> list[Preconditioner]:
+    """One of each kind of curvature, cheapest first."""
+    return [
+        DiagonalFisher(), DataInf(), RandomProjection(seed=seed), KFAC(seed=seed), EKFAC(seed=seed), Arnoldi(seed=seed), LiSSA(seed=seed),
+        ConjugateGradient(seed=seed), ConjugateGradient(seed=seed, iterations=10, preconditioner=EKFAC(seed=seed)), Exact("ggn"), Exact("hessian"),
+    ]  # fmt: skip
 
 
 def named(seed: int = 0) -> dict[str, Estimator]:
@@ -19,7 +41,9 @@ def named(seed: int = 0) -> dict[str, Estimator]:
     plain = Tuning(flatness=Plain(), seed=seed)
     found: list[Estimator] = [
         LabelOdds(seed=seed), FlatMinima(plain), FlatMinima(replace(plain, flatness=Tuning().flatness)),
-        InnerProduct(), InnerProduct(normalise="cosine"), InnerProduct(normalise="layer"), Ensemble(seed=seed),
-        GradNorm(), SelfInfluence(), Loss(), TunedLoss(Tuning(seed=seed)), ValidationLoss(seed=seed), Random(seed),
+        InnerProduct(), InnerProduct(normalise="cosine"), InnerProduct(normalise="layer"), Ensemble(seed=seed), LESS(),
+        *(InnerProduct(each) for each in preconditioners(seed)),
+        GradNorm(), SelfInfluence(), Loss(), LossChange(replace(LossChange().tuning, seed=seed)), TunedLoss(Tuning(seed=seed)),
+        ValidationLoss(seed=seed), Random(seed),
     ]  # fmt: skip
     return {estimator.name: estimator for estimator in found}

@@ -40,6 +40,8 @@ class Preconditioner(ABC):
 
     #: Whether ``build`` passes over the per-sample gradients, so that keeping them in memory saves passes.
     reads_factors: ClassVar[bool] = False
+    #: Whether (C + λI)⁻¹ v comes out in its own scale, so that a score predicts a change of the target; else it only ranks.
+    to_scale: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -60,6 +62,8 @@ class Preconditioner(ABC):
 @dataclass(frozen=True)
 class Identity(Preconditioner):
     """No curvature: (C + λI)⁻¹ is replaced by I, which makes influence the inner product (IP, TracIn)."""
+
+    to_scale: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

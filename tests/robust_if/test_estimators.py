@@ -60,6 +60,35 @@ def test_ip_is_minus_the_mean_product_with_single_gradients(name: str, kind: str
     assert got.ids.tolist() == list(range(TRAIN)) and got.target == target.name
 
 
+@EVERY_ESTIMATOR
+@TABLE
+def test_every_estimator_serves_every_target(estimator: Any, kind: str) -> None:
+    c = case("mlp")
+    got = estimator.score(c.task, c.train, target=TARGETS[kind](c.valid, VALID))
+    assert np.ptp(got.values) > 0
+    assert got.target == ((TARGETS[kind](c.valid, VALID)).name if estimator.needs_target else "")
+
+
+@EVERY_ESTIMATOR
+def test_several_targets_at_once_score_as_one_by_one(estimator: Any) -> None:
+    c = case("cnn")
+    targets = {kind: make(c.valid, 4) for kind, make in TARGETS.items()}
+    together = estimator.score(c.task, c.train, target=targets)
+    assert [each.target for each in together] == (list(targets) if estimator.needs_target else [""])
+    for each in together:
+        alone = estimator.score(c.task, c.train, target=targets.get(each.target, next(iter(targets.values()))))
+        assert relative(each.values, alone.values) <= 1e-10
+        assert each.estimator == alone.estimator and each.units == alone.units
+
+
+def test_targets_of_one_name_need_names_of_their_own() -> None:
+    c = case("mlp")
+    both = [Utility(c.valid), Utility(c.valid.take([0, 1]))]
+    with pytest.raises(ValueError, match="target: two targets are named 'utility'"):
+        InnerProduct().score(c.task, c.train, target=both)
+    assert [each.name for each in InnerProduct().score(c.task, c.train, target=dict(zip("ab", both, strict=True)))] == ["ip:a", "ip:b"]
+
+
 @EVERY_MODEL
 def test_cosine_and_layer_forms_are_their_formulas(name: str) -> None:
     c = case(name)
@@ -301,7 +330,8 @@ def test_scores_over_checkpoints_are_the_weighted_sum(estimator: Any) -> None:
     checkpoints = [Checkpoint.of(task.model, weight) for task, weight in zip(tasks, (0.3, 0.05), strict=True)]
     singles = [scores(estimator, replace(c, task=task)) for task in tasks]
     got = estimator.score(c.task, c.train, target=Utility(c.valid), checkpoints=checkpoints)
-    assert relative(got.values, 0.3 * singles[0] + 0.05 * singles[1]) <= 1e-12
+    total = 0.35 if estimator.units == "target" else 1.0  # what has the target's unit is averaged
+    assert relative(got.values, (0.3 * singles[0] + 0.05 * singles[1]) / total) <= 1e-12
     if got.members is not None:
         assert relative(got.members.mean(0), got.values) <= 1e-12
 

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from cases import CLASSIFIERS, NAMES, Case, case, relative
 from oracles import matrix, sample_gradients
-from robust_if import Samples, Task
+from robust_if import Samples, Task, pieces
 from robust_if import layers as module
-from robust_if import pieces
 from robust_if.layers import LayerGradients
-from robust_if.preconditioners import diagonal_fisher
+from robust_if.preconditioners.diagonal_fisher import diagonal_fisher
 from robust_if.task import Params
 
 
