@@ -67,21 +67,27 @@ def estimators(row: Row) -> dict[str, Estimator]:
         "ip": rif.InnerProduct(),
         "ip-cosine": rif.InnerProduct(normalise="cosine"),
         "ip-ensemble": rif.Ensemble(),
+        "loss-change": rif.LossChange(),
         "fvm": rif.FlatMinima(),
         **preconditioned(row),
     }
 
 
 def preconditioned(row: Row) -> dict[str, Estimator]:
-    """Influence with curvature; the penalty of a convex row is its damping, networks get the default."""
-    damping = row.l2 if isinstance(row.fit, Converged) else None
-    hessian: list[rif.Preconditioner] = [rif.Exact("hessian", damping=damping)] if damping else []
-    layered = [
+    """Influence with curvature: the penalty of a convex row is its damping; networks get the automatic one, and two larger ones."""
+    if isinstance(row.fit, Converged):
+        solvers = [rif.Exact("hessian", damping=row.l2), *curvatures(row.l2)]
+        return {each.name: rif.InnerProduct(each) for each in solvers}
+    automatic = {each.name: rif.InnerProduct(each) for each in curvatures(None)}
+    return automatic | {f"{each.name}, λ = {damping:g}": rif.InnerProduct(each) for damping in (0.01, 0.1) for each in curvatures(damping)}
+
+
+def curvatures(damping: float | None) -> list[rif.Preconditioner]:
+    return [
         rif.DiagonalFisher(damping=damping), rif.RandomProjection(damping=damping), rif.DataInf(damping=damping), rif.KFAC(damping=damping),
         rif.EKFAC(damping=damping), rif.Arnoldi(damping=damping), rif.LiSSA(damping=damping), rif.ConjugateGradient(damping=damping),
-        rif.ConjugateGradient(damping=damping, preconditioner=rif.EKFAC(damping=damping)),
+        rif.ConjugateGradient(damping=damping, iterations=10, preconditioner=rif.EKFAC(damping=damping)),
     ]  # fmt: skip
-    return {each.name: rif.InnerProduct(each) for each in (*hessian, *layered)}
 
 
 def adult() -> tuple[rif.Samples, rif.Samples]:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from robust_if.checkpoints import Checkpoint
-from robust_if.estimators import LESS, Estimator
+from robust_if.diagnostics import predicted_correlation
+from robust_if.estimators import LESS, Estimator, InnerProduct
 from robust_if.evaluations.folder import claim
 from robust_if.evaluations.question import Asked
+from robust_if.preconditioners import Identity
 from robust_if.scores import Scores, table
 from robust_if.store import Store
 from robust_if.sweep import Sweep, fingerprint
@@ -55,6 +57,7 @@ def score(
     task, checkpoints = fitted(asked, source, directory / "work" / "model", sweep)
     Checkpoint.of(task.model).save(directory / "model.safetensors")
     store = Store.open(index / "gradients") if index else None
+    advice = _advice(task, asked, estimators, targets, sweep)
     found: list[Scores] = []
     for estimator in estimators:
         # LESS needs what the optimiser remembers, which a checkpoint carries
@@ -65,12 +68,23 @@ def score(
         {"name": each.name, "estimator": each.estimator, "target": each.target, "units": each.units, **each.provenance} for each in found
     ]
     files = {"scores": str(directory / "scores.parquet"), "model": str(directory / "model.safetensors")}
-    result = {"scores": about, "n": len(asked.problem.train), "files": files, "warnings": list(asked.warnings)}
+    result = {"scores": about, "n": len(asked.problem.train), "files": files, "warnings": list(asked.warnings), "advice": advice}
     part = directory / "result.json.part"
     part.write_text(json.dumps(result, indent=1, default=str))
     os.replace(part, directory / "result.json")
     shutil.rmtree(directory / "work", ignore_errors=True)
     return result
+
+
+def _advice(task: Task, asked: Asked, estimators: Sequence[Estimator], targets: Sequence[Target], sweep: Sweep) -> dict[str, str]:
+    """By target, how far the inner product is from the influence function, where nothing with curvature was asked for."""
+    products = [each for each in estimators if isinstance(each, InnerProduct)]
+    if not products or any(not isinstance(each.preconditioner, Identity) for each in products):
+        return {}
+    try:
+        return {target.name: str(predicted_correlation(task, asked.problem.train, target, sweep=sweep)) for target in targets}
+    except (ValueError, TypeError) as error:  # a zero gradient, or outputs that are not one tensor: there is nothing to predict
+        return {"none": f"no advice on curvature: {error}"}
 
 
 def build_index(asked: Asked, directory: Path, *, model: Recipe | Path, sweep: Sweep = Sweep()) -> Store:  # noqa: B008 - frozen

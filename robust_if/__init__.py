@@ -23,7 +23,7 @@ from robust_if.estimators import (
     ValidationLoss,
 )
 from robust_if.groups import Removal, greedy, group_effect
-from robust_if.pairwise import pairwise
+from robust_if.pairs import pairwise
 from robust_if.preconditioners import (
     EKFAC,
     KFAC,

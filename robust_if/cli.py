@@ -192,6 +192,8 @@ def score(
             return
         for listing in (tables.scores(out_dir), tables.notes(result)):
             out.print(listing)
+        for name, advice in result["advice"].items():
+            out.print(f"{name}: {advice}", soft_wrap=True, markup=False)
         out.print(f"    scores  {result['files']['scores']}", soft_wrap=True, markup=False)
 
 

@@ -20,6 +20,9 @@ from torch.nn import functional as F  # noqa: N812 - the name that every reader 
 #: Numbers (not bytes) that one chunk of per-sample gradients of one parameter may hold.
 CHUNK = 2**25
 
+#: Numbers in the patches that are made at a time.
+CACHE = 2**20
+
 #: Directions up to which a convolution's products are convolutions themselves.
 FEW = 3
 
@@ -123,10 +126,27 @@ class Convolved(Outer):
     @property
     def size(self) -> int:
         """Numbers in one sample's gradient."""
-        return self.grads.shape[1] * self.image.shape[1] * self.kernel[0] * self.kernel[1]
+        return self.grads.shape[1] * self._inner
+
+    @property
+    def _inner(self) -> int:
+        return self.image.shape[1] * self.kernel[0] * self.kernel[1]
+
+    @property
+    def _positions(self) -> int:
+        return self.grads.shape[2:].numel()
 
     def __len__(self) -> int:
         return len(self.image)
+
+    def dense(self) -> Tensor:
+        """The gradients, ``(B, size)``, with the patches of as few samples at a time as fit in a cache."""
+        step = max(1, CACHE // (self._inner * self._positions))
+        grads = self.grads.new_empty(len(self), self.size)
+        for start in range(0, len(self), step):
+            rows = slice(start, start + step)
+            grads[rows] = Outer(self.take(rows).a, self.b[rows]).dense()
+        return grads
 
     def take(self, rows: slice) -> Convolved:
         """The samples in ``rows``."""
@@ -292,6 +312,8 @@ def compact(pieces: list[Piece]) -> list[Piece]:
 
 def _numbers(piece: Outer | Rows) -> int:
     """Numbers that the factors of one sample hold."""
+    if isinstance(piece, Convolved):
+        return piece._positions * (piece._inner + piece.grads.shape[1])
     inner = piece.a.shape[2] if isinstance(piece, Outer) else 1
     return int(piece.b.shape[1] * (inner + piece.b.shape[2]))
 
@@ -299,12 +321,23 @@ def _numbers(piece: Outer | Rows) -> int:
 def _gram(piece: Piece, query: Piece) -> Tensor:
     if isinstance(piece, Outer) and isinstance(query, Outer):
         t, s = piece.a.shape[1], query.a.shape[1]
+        if t == s == 1:
+            return _times(piece.a[:, 0], query.a[:, 0]) * _times(piece.b[:, 0], query.b[:, 0])
         if t * s * (piece.a.shape[2] + piece.b.shape[2]) < piece.size:
-            if t == s == 1:
-                return (piece.a[:, 0] @ query.a[:, 0].T) * (piece.b[:, 0] @ query.b[:, 0].T)
             return (torch.einsum("bti,qsi->bqts", piece.a, query.a) * torch.einsum("bto,qso->bqts", piece.b, query.b)).sum((2, 3))
+    if isinstance(piece, Rows) and isinstance(query, Rows):
+        same = piece.index[:, None, :, None] == query.index[None, :, None, :]
+        return (torch.einsum("bto,qso->bqts", piece.b, query.b) * same).sum((2, 3))
     rows = query.dense()
-    return _in_chunks([piece], lambda grads: grads @ rows.T)
+    return _in_chunks([piece], lambda grads: _times(grads, rows))
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """The product a bᵀ; large float32 products on a CPU by oneDNN, which is twice as fast as MKL on processors that are not Intel's."""
+    if a.dtype == torch.float32 and a.device.type == "cpu" and len(b) >= 16 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        product: Tensor = F.linear(a.to_mkldnn(), b.to_mkldnn()).to_dense()
+        return product
+    return a @ b.mT
 
 
 def _dense_squares(grads: Tensor, metric: Tensor | None) -> Tensor:

@@ -47,8 +47,7 @@ class Store:
         layout: what is stored of every sample.
         columns: the arrays, each ``(n, width)``.
         device: where the blocks are wanted.
-        marks: digests of the model and of the data.
-        ids: ``(n,)`` of the samples.
+        marks, ids: digests of the model and of the data, and the samples' ids ``(n,)``.
     """
 
     layout: Layout
@@ -155,7 +154,6 @@ class Store:
         """The store in ``directory``; its files are mapped, not read, and nothing in them is trusted or executed.
 
         Args:
-            directory: what :meth:`build` wrote.
             device: where the gradients are wanted, that of the model.
 
         Raises:

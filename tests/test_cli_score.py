@@ -56,6 +56,33 @@ def test_score_prints_one_object_with_json(data: dict[str, Path], tmp_path: Path
     assert found == json.loads((tmp_path / "out" / "result.json").read_text())
 
 
+def test_score_says_whether_curvature_would_change_the_order(data: dict[str, Path], tmp_path: Path) -> None:
+    result = invoke(*command("score", data, tmp_path / "ip"))
+    assert "predicted correlation of IP and IF" in result.output
+    assert "predicted correlation" not in invoke(*command("score", data, tmp_path / "ekfac", "--estimator", "ip,ekfac")).output
+
+
+def test_validate_compares_scores_with_retraining(data: dict[str, Path], tmp_path: Path) -> None:
+    options = ("--estimator", "ip,random", "--target", "utility,adversarial", "--subsets", 5, "--seeds", 1, "--left-out", 3, "--removed", "0.1")
+    result = invoke(*command("validate", data, tmp_path / "out", *options))
+    assert result.exit_code == 0, result.output
+    assert "Agreement with retraining (5 random halves x 1 seeds)" in result.output and "without the worst" in result.output
+    found = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [(row["estimator"], row["target"]) for row in found["rows"]] == [
+        (estimator, target) for estimator in ("ip", "random") for target in ("utility", "adversarial")
+    ]
+    for row in found["rows"]:
+        assert -1 <= row["lds"]["low"] <= row["lds"]["value"] <= row["lds"]["high"] <= 1
+        assert {each["k"] for each in row["brittleness"]} == {9}
+    again = invoke(*command("validate", data, tmp_path / "out", *options, "--json"))
+    assert json.loads(again.stdout) == found
+
+
+def test_validate_names_what_is_wrong(data: dict[str, Path], tmp_path: Path) -> None:
+    result = invoke(*command("validate", data, tmp_path / "out", "--subsets", 1))
+    assert result.exit_code == 2 and "subsets: expected at least 3, got 1" in result.output
+
+
 def test_an_index_answers_any_target_as_the_model_itself_does(data: dict[str, Path], tmp_path: Path) -> None:
     made = invoke(*command("index", data, tmp_path / "index"))
     assert made.exit_code == 0, made.output

@@ -81,16 +81,38 @@ class RandomProjection(Preconditioner):
         values, vectors = torch.linalg.eigh(moment / len(data))
         values = values.clamp(min=0)
         damping = 0.1 * float(values.mean()) if self.damping is None else self.damping
-        notes = {"damping": damping, "size": len(values)}
+        return Subspace(projections, values, vectors, damping)
 
-        def inverse(direction: Params) -> Solution:
-            projected = torch.cat([projections[name].matrix(value).flatten() for name, value in direction.items()]).to(vectors)
-            turned, damped = vectors.mT @ projected, values + damping
-            solved = vectors @ torch.where(damped > 0, turned / damped, 0.0)
-            parts = solved.split([projections[name].size for name in direction])
-            return Solution({name: projections[name].back(part, direction[name]) for name, part in zip(direction, parts, strict=True)}, notes)
 
-        return inverse
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """v -> Pᵀ (P C Pᵀ + λI)⁻¹ P v.
+
+    Args:
+        projections: P, by parameter.
+        values, vectors: eigenvalues ``(k,)`` and eigenvectors ``(k, k)`` of P C Pᵀ.
+        damping: λ.
+    """
+
+    projections: Mapping[str, Projection]
+    values: Tensor
+    vectors: Tensor
+    damping: float
+
+    def __call__(self, direction: Params) -> Solution:
+        projected = torch.cat([self.projections[name].matrix(value).flatten() for name, value in direction.items()])
+        parts = self.solve(projected[None])
+        return Solution(
+            {name: self.projections[name].back(parts[name][0], direction[name]) for name in direction},
+            {"damping": self.damping, "size": len(self.values)},
+        )
+
+    def solve(self, features: Tensor) -> dict[str, Tensor]:
+        """(P C Pᵀ + λI)⁻¹ φ of every row φ of ``features (B, k)``, by parameter."""
+        damped = self.values + self.damping
+        turned = torch.where(damped > 0, features.to(self.vectors) @ self.vectors / damped, 0.0)
+        parts = torch.split(turned @ self.vectors.mT, [each.size for each in self.projections.values()], 1)
+        return dict(zip(self.projections, parts, strict=True))
 
 
 @dataclass(frozen=True)

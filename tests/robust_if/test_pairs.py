@@ -1,8 +1,7 @@
-"""pairwise.py: every training sample's influence on every query is the product of their gradients."""
+"""pairs.py: every training sample's influence on every query is the product of their gradients."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -22,16 +21,15 @@ from torch import nn
 import robust_if as rif
 from cases import CLASSIFIERS, NAMES, Case, case, relative
 from oracles import flat, matrix, sample_gradients, unflat
+from robust_if import pairs as module
 from robust_if import store
 from robust_if.data import Samples
-from robust_if.pairwise import pairwise
+from robust_if.pairs import pairwise
 from robust_if.preconditioners import Inverse, Preconditioner, Solution
 from robust_if.preconditioners.exact import Exact
 from robust_if.store import Store
 from robust_if.sweep import Sweep
 from robust_if.task import Params, Task
-
-module = importlib.import_module("robust_if.pairwise")
 
 
 @dataclass(frozen=True)
@@ -190,8 +188,9 @@ import torch
 torch.set_num_threads(1)
 from cases import case
 from robust_if import Sweep
+from robust_if import pairs as module
 from robust_if import store
-from robust_if.pairwise import _Matrix, pairwise
+from robust_if.pairs import _Matrix, pairwise
 store.MEMORY = {memory}
 calls, write = [0], _Matrix.write
 

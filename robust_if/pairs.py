@@ -20,6 +20,7 @@ from robust_if.layers import Factors, LayerGradients, Live
 from robust_if.layout import smallest, whole
 from robust_if.pieces import CHUNK, Dense, Outer, Piece, gram, products
 from robust_if.preconditioners import Identity, Inverse, Preconditioner
+from robust_if.preconditioners.random_projection import Subspace
 from robust_if.store import Store, check_space, factors_of, fitted, limit_of, marks_of, text, write_json
 from robust_if.sweep import Sweep
 from robust_if.task import Params, Task
@@ -96,7 +97,12 @@ def _fill(
         inverse = preconditioner.build(task, params, train, sweep, factors if isinstance(factors, Store) else None)
     for columns in blocks:
         some = queries.take(range(columns.start, columns.stop))
-        each = _raw(task, params, some, sweep) if plain else _preconditioned(task, params, some, sweep, inverse)
+        if plain:
+            each = _raw(task, params, some, sweep)
+        elif isinstance(inverse, Subspace):
+            each = _projected(task, params, some, sweep, inverse)
+        else:
+            each = _preconditioned(task, params, some, sweep, inverse)
         for rows, pieces in sweep.progress(factors.blocks(), "pairwise"):
             if rows.stop > matrix.done(columns):  # the gradients of a block are not computed before they are asked for
                 block = torch.stack([each(name, [smallest(found)]) for name, found in pieces]).sum(0) / -len(train)
@@ -137,6 +143,16 @@ def _pair(piece: Piece, query: Piece) -> int:
         return len(piece)
     positions = query.b.shape[1] * (piece.b.shape[1] if not isinstance(piece, Dense) else 1)
     return len(piece) if positions == 1 else max(query.size, len(piece) * positions)
+
+
+def _projected(task: Task, params: Params, queries: Samples, sweep: Sweep, subspace: Subspace) -> _Products:
+    """In a subspace products take the features alone, and no direction is ever formed."""
+    found = [
+        torch.cat([subspace.projections[name].gradients(each) for name, each in pieces], 1)
+        for _, pieces in Live.of(task, params, queries, sweep.batch_size).blocks()
+    ]
+    solved = subspace.solve(torch.cat(found))
+    return lambda name, pieces: subspace.projections[name].gradients(pieces) @ solved[name].mT
 
 
 def _preconditioned(task: Task, params: Params, queries: Samples, sweep: Sweep, inverse: Inverse) -> _Products:
