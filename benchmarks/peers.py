@@ -4,7 +4,7 @@
     python benchmarks/peers.py --only captum ours:kfac        some peers, or single cases
     python benchmarks/peers.py --table                        the table of what has been run, in Markdown
 
-5,000 training and 500 held-out images 1 x 28 x 28 as in ``cost.py``, CNN with 206,922 parameters trained for two epochs, float32, batches of 250.
+5,000 training and 500 held-out images 1 x 28 x 28, CNN with 206,922 parameters trained for two epochs, float32, batches of 250.
 Every peer gets a virtual environment in ``.peers/``, with the torch of ``constraints.txt`` and without torchvision, and every case its own process.
 How a peer is called stands in ``peers/<name>.py``. Best of three runs, a single one where it takes more than 20 s.
 """
@@ -62,12 +62,17 @@ class Peer:
 PEERS = {
     "ours": Peer(None, (
         Case("aggregate", AGGREGATE, "inner product"),
+        Case("aggregate_default", AGGREGATE, "inner product, batches of 128 (the default)"),
+        Case("aggregate_bf16", AGGREGATE, "inner product in bfloat16"),
+        Case("forward_channels_last", AGGREGATE, "*the forward pass alone, kernels in channels-last*"),
+        Case("target", AGGREGATE, "*the gradient of the target alone*"),
         Case("plain_per_sample", AGGREGATE, "no library: `vmap(grad)`, then products"),
         Case("pairwise", PAIRWISE, "inner product"),
         Case("trak", PAIRWISE, "two-sided random projection (TRAK-like), 512"),
         Case("datainf", CURVATURE, "DataInf"),
         Case("kfac", CURVATURE, "K-FAC"),
         Case("ekfac", CURVATURE, "EK-FAC"),
+        Case("kfac_1500", CURVATURE, "K-FAC, factors from 1,500 samples (the default)"),
         Case("ekfac_1500", CURVATURE, "EK-FAC, factors from 1,500 samples (the default)"),
         Case("self_influence", REUSE, "self-influence"),
         Case("eight_targets", REUSE, "eight targets at once"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import robust_if as rif
+from robust_if.models import mlp
 from test_architecture import CLI, ROOMS, modules
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +47,31 @@ def test_the_quickstart_runs_and_finds_the_wrong_labels(tmp_path: Path, monkeypa
     names = run_blocks(ROOT / "docs" / "quickstart.md", {})
     assert np.isin(names["worst"], names["wrong"]).mean() > 0.8
     assert (tmp_path / "runs" / "digits" / "scores.csv").is_file()
+
+
+@pytest.fixture
+def fitted() -> dict[str, Any]:
+    """A small trained task, its training and its validation data."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 4, generator=generator)
+    y = (x[:, 0] + 0.5 * torch.randn(300, generator=generator) > 0).long()
+    train, valid = rif.Samples((x[:200], y[:200])), rif.Samples((x[200:], y[200:]))
+    return {"task": rif.fit(rif.Task(mlp((4,), 2, width=8).eval()), train, rif.Recipe(epochs=5)), "train": train, "valid": valid}
+
+
+def test_the_page_on_influence_runs(fitted: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_blocks(ROOT / "docs" / "influence.md", fitted)
+    assert "predicted correlation" in capsys.readouterr().out
+    assert names["utility"].target == "utility" and names["robust"].target == "adversarial"
+    assert names["matrix"].shape == (200, 100) and len(names["removal"].positions) == 20 and names["effects"].shape == (2,)
+
+
+def test_the_page_on_scale_runs(fitted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    one = rif.score(fitted["task"], fitted["train"], target=rif.Utility(fitted["valid"]))
+    names = run_blocks(ROOT / "docs" / "scale.md", fitted)
+    assert np.allclose(names["scores"].values, one.values, atol=1e-7) and names["pairs"].shape == (200, 100)
 
 
 @pytest.mark.parametrize("name", rif.__all__)

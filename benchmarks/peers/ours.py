@@ -9,6 +9,7 @@ import torch
 
 import robust_if as rif
 from peers.workload import BATCH, Batch, Run, Workload
+from robust_if.gradients import channels_last
 
 
 def _samples(part: Batch) -> rif.Samples:
@@ -27,6 +28,40 @@ def _aggregate(work: Workload, estimator: rif.Estimator) -> Run:
 def aggregate(work: Workload) -> Run:
     task, train, sweep = rif.Task(work.model), _samples(work.train), rif.Sweep(BATCH)
     return lambda: rif.InnerProduct().score(task, train, target=_utility(work.valid), sweep=sweep).values
+
+
+def aggregate_default(work: Workload) -> Run:
+    task, train = rif.Task(work.model), _samples(work.train)
+    return lambda: rif.score(task, train, target=_utility(work.valid)).values
+
+
+def aggregate_bf16(work: Workload) -> Run:
+    task, train = rif.Task(work.model), _samples(work.train)
+    return lambda: rif.score(task, train, target=_utility(work.valid), batch_size=BATCH, precision="bf16").values
+
+
+def forward_channels_last(work: Workload) -> Run:
+    """The floor in the memory format that our passes choose, and that any user of torch may choose."""
+    task = rif.Task(work.model)
+    params = channels_last(task, task.params(), next(work.batches(work.train)))
+
+    def run() -> None:
+        with torch.no_grad():
+            for batch in work.batches(work.train):
+                task.losses(params, batch)
+
+    return run
+
+
+def target(work: Workload) -> Run:
+    """The gradient of the target, which every aggregate case contains."""
+    task, asked = rif.Task(work.model), _utility(work.valid)
+    params = channels_last(task, task.params(), next(work.batches(work.train)))
+
+    def run() -> None:
+        asked.gradient(task, params)
+
+    return run
 
 
 def pairwise(work: Workload) -> Run:
@@ -49,6 +84,10 @@ def kfac(work: Workload) -> Run:
 
 def ekfac(work: Workload) -> Run:
     return _aggregate(work, rif.InnerProduct(preconditioner=rif.EKFAC(samples=None)))
+
+
+def kfac_1500(work: Workload) -> Run:
+    return _aggregate(work, rif.InnerProduct(preconditioner=rif.KFAC()))
 
 
 def ekfac_1500(work: Workload) -> Run:
