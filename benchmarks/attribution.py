@@ -131,8 +131,8 @@ ROWS = {
     "adult-logistic": Row(adult, adult_targets, lambda: models.build("logistic-regression", (47,), 2), Converged(1e-3), left_out=100),
     "digits-logistic": Row(digits, digits_targets, lambda: models.build("logistic-regression", (64,), 10), Converged(1e-2), left_out=100),
     "adult-mlp": Row(adult, adult_targets, lambda: models.mlp((47,), 2, width=32).eval(), NET, 64, (0, 1, 2, 3)),
-    "digits-mlp": Row(digits, digits_targets, lambda: models.mlp((64,), 10, width=64).eval(), NET, 64, (0, 1, 2, 3)),
-    "digits-cnn": Row(lambda: digits((1, 8, 8)), digits_targets, lambda: models.cnn((1, 8, 8), 10, width=8).eval(), NET, 64, (0, 1, 2, 3)),
+    "digits-mlp": Row(digits, digits_targets, lambda: models.mlp((64,), 10, width=64).eval(), NET, 64, tuple(range(12))),
+    "digits-cnn": Row(lambda: digits((1, 8, 8)), digits_targets, lambda: models.cnn((1, 8, 8), 10, width=8).eval(), NET, 64, tuple(range(12))),
 }
 
 

@@ -6,7 +6,7 @@
 
 5,000 training and 500 held-out images 1 x 28 x 28, CNN with 206,922 parameters trained for two epochs, float32, batches of 250.
 Every peer gets a virtual environment in ``.peers/``, with the torch of ``constraints.txt`` and without torchvision, and every case its own process.
-How a peer is called stands in ``peers/<name>.py``. Best of three runs, a single one where it takes more than 20 s.
+How a peer is called stands in ``peers/<name>.py``. Best of five runs, a single one where it takes more than 20 s.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ PEERS = {
         Case("target", AGGREGATE, "*the gradient of the target alone*"),
         Case("plain_per_sample", AGGREGATE, "no library: `vmap(grad)`, then products"),
         Case("pairwise", PAIRWISE, "inner product"),
+        Case("pairwise_default", PAIRWISE, "inner product, batches of 128 (the default)"),
         Case("trak", PAIRWISE, "two-sided random projection (TRAK-like), 512"),
         Case("datainf", CURVATURE, "DataInf"),
         Case("kfac", CURVATURE, "K-FAC"),
@@ -77,6 +78,7 @@ PEERS = {
         Case("self_influence", REUSE, "self-influence"),
         Case("eight_targets", REUSE, "eight targets at once"),
         Case("store_build", REUSE, "build the store"),
+        Case("store_build_default", REUSE, "build the store, batches of 128 (the default)"),
         Case("store_target", REUSE, "one further target from the store"),
         Case("store_self_influence", REUSE, "self-influence from the store"),
     )),

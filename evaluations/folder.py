@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import shutil
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from robust_if.evaluations.plan import Outcome, Plan
 from robust_if.evaluations.previews import preview
 from robust_if.evaluations.report import render
 from robust_if.scores import Scores, table
+from robust_if.writing import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def claim(directory: Path, mark: str, overwrite: bool) -> dict[str, Any] | None:
     if directory.exists() and any(directory.iterdir()):
         raise ValueError(f"out: {directory} is not empty; choose another folder, or pass --overwrite if it holds an earlier run")
     directory.mkdir(parents=True, exist_ok=True)
-    _write_json(manifest, {MARK: mark})
+    write_json(manifest, {MARK: mark})
     return None
 
 
@@ -67,13 +67,11 @@ def write(directory: Path, plan: Plan, outcome: Outcome) -> dict[str, Any]:
     table(scores).to_parquet(directory / "scores.parquet", index=False)
     samples.to_parquet(directory / "samples.parquet", index=False)
     worst = scores[0].order()[:SHOWN]
-    _write_json(
-        directory / "worst.json",
-        [
-            {**_plain(samples.iloc[i].to_dict()), "suggested": _plain(suggested[i]), "score": float(scores[0].values[i]), **preview(data, int(i))}
-            for i in worst
-        ],
-    )
+    shown = [
+        {**_plain(samples.iloc[i].to_dict()), "suggested": _plain(suggested[i]), "score": float(scores[0].values[i]), **preview(data, int(i))}
+        for i in worst
+    ]
+    write_json(directory / "worst.json", shown, _plain)
     cleaned, relabelled = _copies(directory, plan, outcome)
     accuracies: dict[str, float | None] = {name: float(np.mean(values)) for name, values in outcome.accuracies.items()}
     result = {
@@ -105,7 +103,7 @@ def write(directory: Path, plan: Plan, outcome: Outcome) -> dict[str, Any]:
             "report": str(directory / "report.html"),
         },
     }
-    _write_json(directory / "result.json", result)
+    write_json(directory / "result.json", result, _plain)
     render(directory)
     shutil.rmtree(directory / "work", ignore_errors=True)
     return result
@@ -138,9 +136,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _write_json(path: Path, value: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1, default=_plain))
-    os.replace(part, path)

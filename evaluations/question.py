@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from robust_if.fairness.targets import DemographicParity
 from robust_if.loading import Dataset, read
 from robust_if.targets import Target, Utility
 from robust_if.task import Task
+from robust_if.writing import write_json
 
 TARGETS = ("utility", "demographic-parity", "adversarial")
 
@@ -51,9 +51,7 @@ class Question:
     def save(self, path: Path) -> None:
         """Write the question as JSON, with absolute paths."""
         said = asdict(self) | {key: str(Path(value).resolve()) for key in ("data", "valid") if (value := getattr(self, key))}
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(said, indent=1))
-        os.replace(part, path)
+        write_json(path, said)
 
     @classmethod
     def load(cls, path: Path) -> Question:

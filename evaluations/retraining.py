@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from robust_if.sweep import Progress, fingerprint, silent
 from robust_if.targets import Target
 from robust_if.task import Task
 from robust_if.training import Recipe
+from robust_if.writing import write_json
 
 #: ``(task, samples, weights, seed) -> the trained task``; the weights ``(n,)`` are 1 for samples of the subset and 0 for the others.
 Fit = Callable[[Task, Samples, NDArray[np.float64], int], Task]
@@ -189,7 +189,7 @@ class _Rows:
                 f"directory: {directory} holds another computation (model, data, targets or recipe differ); choose another directory or delete it"
             )
         directory.mkdir(parents=True, exist_ok=True)
-        _write(manifest, {"fingerprint": mark})
+        write_json(manifest, {"fingerprint": mark})
 
     def load(self, name: str) -> list[float] | None:
         path = self.directory / f"{name}.json" if self.directory else None
@@ -197,10 +197,4 @@ class _Rows:
 
     def save(self, name: str, values: list[float]) -> None:
         if self.directory is not None:
-            _write(self.directory / f"{name}.json", values)
-
-
-def _write(path: Path, content: object) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content))
-    os.replace(temporary, path)
+            write_json(self.directory / f"{name}.json", values)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from robust_if.checkpoints import Checkpoint, load_checkpoint
 from robust_if.decisions import automatic_threshold, relabel, remove_above, remove_top
-from robust_if.estimators import Estimator, FlatMinima
+from robust_if.estimators import LESS, Estimator, FlatMinima
 from robust_if.estimators.named import named
 from robust_if.evaluations.baselines import ConfidentLearning, NearestNeighbours, accuracy
 from robust_if.evaluations.folder import claim, write
@@ -39,7 +39,8 @@ STARTS_AFRESH = frozenset({"label-odds", "valid-only", "confident-learning"})
 
 def detectors(recipe: Recipe, seed: int = 0) -> dict[str, Estimator]:
     """Every estimator that a name on the command line stands for, with its published defaults."""
-    found = [*named(seed).values(), ConfidentLearning(recipe, seed=seed), NearestNeighbours()]
+    core = [each for each in named(seed).values() if not isinstance(each, LESS)]  # which needs an optimiser's checkpoints
+    found = [*core, ConfidentLearning(recipe, seed=seed), NearestNeighbours()]
     return {estimator.name: estimator for estimator in found}
 
 
@@ -121,6 +122,8 @@ class _Prepared:
         if STARTS_AFRESH.intersection(plan.estimators):
             problem.tried(lambda task: task.reset(plan.seed))
         task = problem.task()
+        for name in plan.estimators:
+            known[name].check(task)
         if plan.checkpoint is not None:
             task = task.at(load_checkpoint(plan.checkpoint, task.model).state)
         assert problem.test is not None

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from robust_if.checkpoints import Checkpoint
 from robust_if.diagnostics import predicted_correlation
 from robust_if.estimators import LESS, Estimator, InnerProduct
 from robust_if.evaluations.folder import claim
 from robust_if.evaluations.question import Asked
+from robust_if.groups import greedy as remove
+from robust_if.pairs import pairwise
 from robust_if.preconditioners import Identity
 from robust_if.scores import Scores, table
 from robust_if.store import Store
@@ -22,6 +24,7 @@ from robust_if.sweep import Sweep, fingerprint
 from robust_if.targets import Target
 from robust_if.task import Task
 from robust_if.training import Recipe, train
+from robust_if.writing import write_json
 
 
 def score(
@@ -33,21 +36,35 @@ def score(
     model: Recipe | Path,
     sweep: Sweep = Sweep(),  # noqa: B008 - frozen
     index: Path | None = None,
+    pairs: bool = False,
+    greedy: int = 0,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Score every training sample, and write ``scores.parquet``, ``scores.json`` and the model into ``directory``.
+    """Score every training sample, and write ``scores.parquet``, ``result.json`` and the model into ``directory``.
 
     Finished parts are kept under ``directory/work`` until all is done, so that the same call resumes after an interruption.
 
     Args:
         model: how the model is trained (``keep`` > 1 sums the scores over checkpoints, TracIn), or a trained one as a safetensors file.
         index: folder that :func:`build_index` wrote; its model and gradients are used, and ``model`` is not.
+        pairs: also write ``pairs/matrix.npy``, the influence of every training sample (row) on every validation sample (column).
+        greedy: how many samples to remove one after another, scoring the rest again each time: ``removal.csv`` with the predicted target. Both take
+            the preconditioner of the first estimator that has one, and ``greedy`` the first target.
 
     Returns:
         The content of ``result.json``: per score its name, unit, seconds and notes, and the ``files``.
     """
+    for estimator in estimators:
+        estimator.check(asked.problem.task())
+        if isinstance(estimator, LESS) and (index or not isinstance(model, Recipe) or model.optimizer != "adamw"):
+            raise ValueError("estimator: less needs a model that is trained here by adamw, since it reads the optimiser's moments")
+    if greedy < 0 or greedy >= len(asked.problem.train):
+        raise ValueError(f"greedy: expected a number from 0 to {len(asked.problem.train) - 1}, got {greedy}")
+    curvature = next((each.preconditioner for each in estimators if isinstance(each, InnerProduct)), Identity())
+    if greedy and getattr(curvature, "damping", None) is None:
+        raise ValueError("greedy: moving the parameters needs curvature with a damping of your choice, such as --estimator ekfac --damping 0.01")
     source = index / "model.safetensors" if index else model
-    settings = (targets, source, sweep.precision)
+    settings = (targets, source, sweep.precision, pairs, greedy)
     data = [fingerprint({}, asked.problem.train), *(fingerprint({}, part) for target in targets for part in target.held_out)]
     mark = fingerprint({}, asked.problem.train, repr(estimators), settings, asked.problem.model, asked.problem.seed, data, str(index))
     finished = claim(directory, mark, overwrite)
@@ -63,15 +80,29 @@ def score(
         # LESS needs what the optimiser remembers, which a checkpoint carries
         along = checkpoints if len(checkpoints) > 1 or isinstance(estimator, LESS) else []
         found += estimator.score(task, asked.problem.train, target=list(targets), checkpoints=along, sweep=sweep, index=None if along else store)
-    table(found).to_parquet(directory / "scores.parquet", index=False)
+    frame = table(found)
+    for each in found:
+        if each.members is not None:
+            frame[f"{each.name}:spread"] = each.spread()
+    frame.to_parquet(directory / "scores.parquet", index=False)
+    files = {"scores": directory / "scores.parquet", "model": directory / "model.safetensors"}
+    if pairs:
+        files["pairs"] = directory / "pairs" / "matrix.npy"
+        plain = replace(sweep, engine="local", workers=None, precision="full", directory=None)
+        pairwise(
+            task, asked.problem.train, asked.problem.valid, preconditioner=curvature, directory=directory / "pairs", sweep=plain, index=store
+        )
+    if greedy:
+        files["removal"] = directory / "removal.csv"
+        removal = remove(task, asked.problem.train, greedy, target=targets[0], preconditioner=curvature, sweep=replace(sweep, directory=None))
+        rows = {"id": removal.ids, f"{targets[0].name} predicted": removal.targets[1:]}
+        pd.DataFrame(rows).to_csv(files["removal"], index=False)
     about = [
         {"name": each.name, "estimator": each.estimator, "target": each.target, "units": each.units, **each.provenance} for each in found
     ]
-    files = {"scores": str(directory / "scores.parquet"), "model": str(directory / "model.safetensors")}
-    result = {"scores": about, "n": len(asked.problem.train), "files": files, "warnings": list(asked.warnings), "advice": advice}
-    part = directory / "result.json.part"
-    part.write_text(json.dumps(result, indent=1, default=str))
-    os.replace(part, directory / "result.json")
+    said = {name: str(path) for name, path in files.items()}
+    result = {"scores": about, "n": len(asked.problem.train), "files": said, "warnings": list(asked.warnings), "advice": advice}
+    write_json(directory / "result.json", result, default=str)
     shutil.rmtree(directory / "work", ignore_errors=True)
     return result
 

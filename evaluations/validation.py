@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -12,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from robust_if.estimators import Estimator
+from robust_if.estimators import LESS, Estimator
 from robust_if.evaluations.attribution import Correlation, brittleness, lds, leave_one_out, loo_correlation
 from robust_if.evaluations.folder import claim
 from robust_if.evaluations.question import Asked
@@ -20,6 +18,7 @@ from robust_if.evaluations.retraining import FromScratch, half_subsets, retrain
 from robust_if.sweep import Sweep, fingerprint
 from robust_if.targets import Target
 from robust_if.training import Recipe
+from robust_if.writing import write_json
 
 
 def validate(
@@ -54,6 +53,10 @@ def validate(
     for name, value, least in (("subsets", subsets, 3), ("seeds", seeds, 1), ("left_out", left_out, 0)):
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
+    for estimator in estimators:
+        estimator.check(asked.problem.task())
+        if isinstance(estimator, LESS):
+            raise ValueError("estimator: less needs the checkpoints of a training run, which validate does not keep")
     problem, n = asked.problem, len(asked.problem.train)
     data = [fingerprint({}, part) for target in targets for part in target.held_out]
     settings = (targets, repr(estimators), recipe, subsets, seeds, left_out, tuple(removed), problem.model, problem.seed)
@@ -82,9 +85,7 @@ def validate(
                 row["brittleness"] = own.groupby(["k", "removed_by"])[["before", "after"]].mean().reset_index().to_dict("records")
             rows.append(row)
     result = {"rows": rows, "n": n, "subsets": subsets, "seeds": seeds, "left_out": left_out, "warnings": list(asked.warnings)}
-    part = directory / "result.json.part"
-    part.write_text(json.dumps(result, indent=1))
-    os.replace(part, directory / "result.json")
+    write_json(directory / "result.json", result)
     shutil.rmtree(directory / "work", ignore_errors=True)
     return result
 

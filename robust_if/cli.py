@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -21,15 +20,13 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
-from sklearn.datasets import load_digits
 
 import robust_if
-from robust_if.attacks.labels import symmetric
-from robust_if.data import as_samples
 from robust_if.estimators import Estimator
 from robust_if.estimators.named import named
 from robust_if.evaluations import report as pages
 from robust_if.evaluations import scoring, tables, validation
+from robust_if.evaluations.digits import digits
 from robust_if.evaluations.plan import Plan
 from robust_if.evaluations.question import TARGETS, Asked, Question
 from robust_if.evaluations.scenario import detectors, run
@@ -65,6 +62,7 @@ Targets = Annotated[str, typer.Option("--target", help=f"Comma-separated, some o
 Sensitive = Annotated[str | None, typer.Option(help="For demographic-parity: a column with two values, or column=value.")]
 Positive = Annotated[str | None, typer.Option(help="For demographic-parity: the label that is compared; the last one by default.")]
 Eps = Annotated[float, typer.Option(help="For adversarial: L∞ radius of the attack, in standard deviations of a feature.")]
+Damping = Annotated[float | None, typer.Option(help="λ of estimators with curvature, as an L2 penalty; a tenth of the mean eigenvalue by default.")]
 Memory = Annotated[str | None, typer.Option(help="Most memory that scoring may use, such as 2GB; batches are made to fit.")]
 
 
@@ -88,7 +86,7 @@ def demo(
     """The whole job in under a minute: scikit-learn's digits with 20 % of the labels flipped."""
     torch.set_num_threads(1)  # for so small a model a second thread costs more than it gives, most of all on a busy machine
     with _errors():
-        train, valid, test = _digits(out_dir.with_name(out_dir.name + "-data"))
+        train, valid, test = digits(out_dir.with_name(out_dir.name + "-data"))
         plan = Plan(
             train, valid, test, DEMO, model="mlp", recipe=Recipe(epochs=40), title="Handwritten digits with 20 % wrong labels",
             command="robust-if demo",
@@ -160,6 +158,9 @@ def score(
     sensitive: Sensitive = None,
     positive: Positive = None,
     eps: Eps = 0.1,
+    damping: Damping = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Also write pairs.npy: which training sample harms which validation sample.")] = False,
+    greedy: Annotated[int, typer.Option(help="Also remove so many samples one after another, scoring the rest again: removal.csv.")] = 0,
     epochs: Epochs = None,
     lr: Rate = None,
     optimizer: Optimizer = "adamw",
@@ -184,8 +185,8 @@ def score(
         sweep = Sweep(progress=_progress, max_memory=max_memory, precision=precision, engine=engine, workers=workers)
         _logs(as_json, asked.warnings)
         result = scoring.score(
-            asked, out_dir, _estimators(estimator, seed), asked.targets(_names(target), sensitive=sensitive, positive=positive, eps=eps),
-            model=checkpoint or recipe, sweep=sweep, index=index_dir, overwrite=overwrite,
+            asked, out_dir, _estimators(estimator, seed, damping), asked.targets(_names(target), sensitive=sensitive, positive=positive, eps=eps),
+            model=checkpoint or recipe, sweep=sweep, index=index_dir, pairs=pairs, greedy=greedy, overwrite=overwrite,
         )  # fmt: skip
         if as_json:
             typer.echo(json.dumps(result, default=str))
@@ -194,7 +195,8 @@ def score(
             out.print(listing)
         for name, advice in result["advice"].items():
             out.print(f"{name}: {advice}", soft_wrap=True, markup=False)
-        out.print(f"    scores  {result['files']['scores']}", soft_wrap=True, markup=False)
+        for what, path in result["files"].items():
+            out.print(f"{what:>10}  {path}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -240,6 +242,7 @@ def validate(
     sensitive: Sensitive = None,
     positive: Positive = None,
     eps: Eps = 0.1,
+    damping: Damping = None,
     subsets: Annotated[int, typer.Option(help="Random halves of the data that a model is trained on, for the LDS.")] = 40,
     seeds: Annotated[int, typer.Option(help="Trainings per subset.")] = 2,
     left_out: Annotated[int, typer.Option(help="Samples left out one at a time, for the leave-one-out correlation.")] = 0,
@@ -257,7 +260,7 @@ def validate(
         asked = Asked.of(_question(data, label, sample_id, truth, valid, valid_fraction, model, seed))
         _logs(as_json, asked.warnings)
         result = validation.validate(
-            asked, out_dir, _estimators(estimator, seed), asked.targets(_names(target), sensitive=sensitive, positive=positive, eps=eps),
+            asked, out_dir, _estimators(estimator, seed, damping), asked.targets(_names(target), sensitive=sensitive, positive=positive, eps=eps),
             recipe=_recipe(asked.problem.model, len(asked.problem.train), epochs, lr, optimizer, batch_size, seed), subsets=subsets, seeds=seeds,
             left_out=left_out, removed=[float(share) for share in _names(removed)], sweep=Sweep(progress=_progress), overwrite=overwrite,
         )  # fmt: skip
@@ -308,35 +311,12 @@ def _names(text: str) -> list[str]:
     return [name for name in map(str.strip, text.split(",")) if name]
 
 
-def _estimators(text: str, seed: int) -> list[Estimator]:
-    known, names = named(seed), _names(text)
+def _estimators(text: str, seed: int, damping: float | None) -> list[Estimator]:
+    known, names = named(seed, damping), _names(text)
     unknown = [name for name in names if name not in known]
     if unknown or not names or len(set(names)) < len(names):
         raise ValueError(f"estimator: expected some of {', '.join(known)}, each once, got {', '.join(unknown or names) or 'none'}")
     return [known[name] for name in names]
-
-
-def _digits(folder: Path) -> tuple[Dataset, Dataset, Dataset]:
-    """scikit-learn's digits as files: 1,200 for training with 20 % of their labels flipped, 200 for validation, 397 for the test."""
-    images, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(labels))
-    pixels, labels = (images[order] * 255 / 16).astype(np.uint8).reshape(-1, 8, 8), labels[order]
-    noisy = symmetric(as_samples((pixels[:1200], labels[:1200])), 0.2, seed=0).data.labels.numpy()
-    folder.mkdir(parents=True, exist_ok=True)
-    _save(folder / "train.npz", images=pixels[:1200], labels=noisy, truth=labels[:1200])
-    _save(folder / "valid.npz", images=pixels[1200:1400], labels=labels[1200:1400])
-    _save(folder / "test.npz", images=pixels[1400:], labels=labels[1400:])
-    return read(folder / "train.npz", truth="truth"), read(folder / "valid.npz"), read(folder / "test.npz")
-
-
-def _save(path: Path, **arrays: Any) -> None:
-    """Write an archive, unless it is there already; another file of that name is not overwritten."""
-    if not path.exists():
-        np.savez(path, **arrays)
-        return
-    with np.load(path, allow_pickle=False) as file:
-        if set(file.files) != set(arrays) or not all(np.array_equal(file[name], array) for name, array in arrays.items()):
-            raise ValueError(f"out: {path} exists and holds something else; choose another folder")
 
 
 def _splits(
@@ -357,17 +337,17 @@ def _progress(items: Iterable[Any], description: str) -> Iterable[Any]:
     return track(items, description, console=err, transient=True, disable=not err.is_terminal)
 
 
-def _logs(as_json: bool, warnings: Iterable[str]) -> None:
-    """Warnings of the run in full, what the toolkit says on the way, and nothing of other libraries' small talk."""
+def _logs(as_json: bool, warnings: Iterable[str], level: int = logging.INFO) -> None:
+    """Warnings of the run, and what the toolkit says on the way: memory plans, sizes, where it goes on."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_time=False, show_path=False)])
     if not as_json:
-        logging.getLogger("robust_if").setLevel(logging.INFO)
+        logging.getLogger("robust_if").setLevel(level)
         for warning in warnings:
             err.print(f"[yellow]note:[/] {warning}", soft_wrap=True)
 
 
 def _run(plan: Plan, directory: Path, as_json: bool, overwrite: bool) -> dict[str, Any]:
-    _logs(as_json, plan.warnings)
+    _logs(as_json, plan.warnings, logging.WARNING)
     return run(plan, directory, progress=_progress, overwrite=overwrite)
 
 

@@ -48,10 +48,10 @@ class Footprint:
 
     def describe(self, batch_size: int) -> str:
         """One line: what takes how much."""
-        terms = [f"parameters {_text(self.parameters)}", f"{_text(self.per_sample)} a sample x {batch_size}"]
+        terms = [f"parameters {text(self.parameters)}", f"{text(self.per_sample)} a sample x {batch_size}"]
         if self.gradients:
-            terms.append(f"gradients {_text(min(batch_size * self.gradients, self.chunk))}")
-        said = f"{' + '.join(terms)} = {_text(self.total(batch_size))}"
+            terms.append(f"gradients {text(min(batch_size * self.gradients, self.chunk))}")
+        said = f"{' + '.join(terms)} = {text(self.total(batch_size))}"
         return said + (f"; no layer rule for {', '.join(self.uncovered)}, each sample's gradient is held whole" if self.uncovered else "")
 
 
@@ -94,7 +94,7 @@ def plan(footprint: Footprint, sweep: Sweep) -> Sweep:
         limit = parse_bytes(sweep.max_memory)
         if footprint.total(1) > limit:
             raise ValueError(
-                f"max_memory: one sample needs {_text(footprint.total(1))} ({footprint.describe(1)}), more than the {_text(limit)} that were given"
+                f"max_memory: one sample needs {text(footprint.total(1))} ({footprint.describe(1)}), more than the {text(limit)} that were given"
             )
         size = bisect_right(range(size + 1), limit, key=footprint.total) - 1
     logger.info("memory: %s", footprint.describe(size))
@@ -182,7 +182,7 @@ def _head(batch: Batch, length: int) -> Batch:
     return tree_map(lambda leaf: leaf[:length].clone() if isinstance(leaf, Tensor) else leaf, batch)
 
 
-def _text(size: int) -> str:
+def text(size: int) -> str:
     """Bytes for people: 780 MB."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= scale:

@@ -18,12 +18,14 @@ from robust_if.data import Samples, as_samples, batches, to
 from robust_if.gradients import channels_last
 from robust_if.layers import Factors, LayerGradients, Live
 from robust_if.layout import smallest, whole
+from robust_if.memory import text
 from robust_if.pieces import CHUNK, Dense, Outer, Piece, gram, products
 from robust_if.preconditioners import Identity, Inverse, Preconditioner
 from robust_if.preconditioners.random_projection import Subspace
-from robust_if.store import Store, check_space, factors_of, fitted, limit_of, marks_of, text, write_json
+from robust_if.store import Store, check_space, factors_of, fitted, limit_of, marks_of
 from robust_if.sweep import Sweep
 from robust_if.task import Params, Task
+from robust_if.writing import write_json
 
 logger = logging.getLogger(__name__)
 

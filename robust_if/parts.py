@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from robust_if.writing import write_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -90,13 +91,13 @@ class Parts:
         names = ["value"] if array.ndim == 1 else [f"value_{column}" for column in range(flat.shape[1])]
         if not self._manifest.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(self._manifest, json.dumps({**self._identity, "columns": ["id", *names]}, indent=1).encode())
+            write_json(self._manifest, {**self._identity, "columns": ["id", *names]})
         table = pa.table([pa.array(self._ids(start)), *(pa.array(column) for column in flat.T)], names=["id", *names])
         about = {"shape": array.shape[1:], "digest": self._digest(start, array)}
         sink = pa.BufferOutputStream()
         # a dictionary takes 0.0 and -0.0 for the same value
         pq.write_table(table.replace_schema_metadata({"robust_if": json.dumps(about)}), sink, use_dictionary=False)
-        _replace(self._path(start), sink.getvalue())
+        write_whole(self._path(start), sink.getvalue())
 
     @property
     def _manifest(self) -> Path:
@@ -125,13 +126,3 @@ class Parts:
 
 
 _ADVICE = "choose another directory, or delete this one to start afresh"
-
-
-def _replace(path: Path, content: Any) -> None:
-    """Write a file that is there whole or not at all, whenever the process or the machine stops."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

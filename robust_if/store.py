@@ -26,10 +26,11 @@ from robust_if.data import Samples, as_samples, batches, to
 from robust_if.gradients import channels_last
 from robust_if.layers import Factors, Live
 from robust_if.layout import Layout, laid_out, whole
-from robust_if.memory import footprint, plan
+from robust_if.memory import footprint, plan, text
 from robust_if.pieces import Pieces
 from robust_if.sweep import Sweep, fingerprint, parse_bytes
 from robust_if.task import Batch, Params, Task
+from robust_if.writing import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -284,16 +285,3 @@ def _column(directory: Path, k: int, samples: int, dtype: str, width: int) -> Te
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the file is read-only, and nobody writes to a piece
         return torch.from_numpy(values).view(getattr(torch, dtype))
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that is there whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)
-
-
-def text(size: int) -> str:
-    """Bytes for a reader."""
-    unit, scale = next(((unit, scale) for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= scale), ("bytes", 0))
-    return f"{size / scale:,.1f} {unit}" if scale else f"{size} bytes"

@@ -62,6 +62,19 @@ def test_score_says_whether_curvature_would_change_the_order(data: dict[str, Pat
     assert "predicted correlation" not in invoke(*command("score", data, tmp_path / "ekfac", "--estimator", "ip,ekfac")).output
 
 
+def test_score_writes_pairs_and_a_greedy_removal(data: dict[str, Path], tmp_path: Path) -> None:
+    result = invoke(*command("score", data, tmp_path / "out", "--estimator", "ekfac,ip-ensemble", "--damping", 0.1, "--pairs", "--greedy", 4))
+    assert result.exit_code == 0, result.output
+    matrix = np.load(tmp_path / "out" / "pairs" / "matrix.npy", allow_pickle=False)
+    frame = columns(tmp_path / "out")
+    assert matrix.shape == (90, 40)
+    assert np.corrcoef(matrix.mean(1), frame["ekfac:utility"])[0, 1] > 0.999
+    assert (frame["ip-ensemble:utility:spread"] > 0).all()
+    removal = pd.read_csv(tmp_path / "out" / "removal.csv")
+    assert len(set(removal["id"])) == 4 and removal["utility predicted"].is_monotonic_decreasing
+    assert "pairs/matrix.npy" in result.output.replace("\n", "")
+
+
 def test_validate_compares_scores_with_retraining(data: dict[str, Path], tmp_path: Path) -> None:
     options = ("--estimator", "ip,random", "--target", "utility,adversarial", "--subsets", 5, "--seeds", 1, "--left-out", 3, "--removed", "0.1")
     result = invoke(*command("validate", data, tmp_path / "out", *options))
@@ -126,6 +139,11 @@ def test_a_finished_score_is_not_computed_again_and_another_is_refused(data: dic
         (["--target", "demographic-parity", "--sensitive", "sex", "--positive", "cow"], "positive: expected one of the labels"),
         (["--target", "adversarial", "--eps", "-1"], "eps: expected a positive number"),
         (["--estimator", "magic"], "estimator: expected some of"),
+        (["--estimator", "less", "--optimizer", "sgd"], "estimator: less needs a model that is trained here by adamw"),
+        (["--estimator", "exact-ggn", "--model", "mlp"], "task: the exact inverse is for up to 10,000 parameters"),
+        (["--greedy", "3"], "greedy: moving the parameters needs curvature with a damping of your choice"),
+        (["--greedy", "90"], "greedy: expected a number from 0 to 89, got 90"),
+        (["--damping", "-1", "--estimator", "cg"], "damping: expected"),
         (["--max-memory", "lots"], "max_memory: expected"),
         (["--max-memory", "100"], "max_memory: one sample needs"),
         (["--index", "nowhere"], "data: expected either --data or --index, got both"),

@@ -25,7 +25,7 @@ def cpu() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def seconds(function: Callable[[], object], repeats: int = 3) -> tuple[float, int, object]:
+def seconds(function: Callable[[], object], repeats: int = 5) -> tuple[float, int, object]:
     """Least CPU seconds, number of runs, and what the last run returned."""
     times: list[float] = []
     while len(times) < repeats and (not times or min(times) < LONG):

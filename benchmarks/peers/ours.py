@@ -69,6 +69,11 @@ def pairwise(work: Workload) -> Run:
     return lambda: rif.pairwise(task, train, valid, sweep=sweep)
 
 
+def pairwise_default(work: Workload) -> Run:
+    task, train, valid = rif.Task(work.model), _samples(work.train), _samples(work.valid)
+    return lambda: rif.pairwise(task, train, valid)
+
+
 def trak(work: Workload) -> Run:
     task, train, valid, sweep = rif.Task(work.model), _samples(work.train), _samples(work.valid), rif.Sweep(BATCH)
     return lambda: rif.pairwise(task, train, valid, preconditioner=rif.RandomProjection(512), sweep=sweep)
@@ -107,14 +112,21 @@ def self_influence(work: Workload) -> Run:
     return lambda: rif.SelfInfluence().score(task, train, target=_utility(work.valid), sweep=sweep).values
 
 
-def _build(work: Workload) -> rif.Store:
+def _build(work: Workload, batch_size: int = BATCH) -> rif.Store:
     folder = Path(tempfile.mkdtemp(dir=work.scratch)) / "store"
-    return rif.Store.build(rif.Task(work.model), _samples(work.train), folder, sweep=rif.Sweep(BATCH))
+    return rif.Store.build(rif.Task(work.model), _samples(work.train), folder, sweep=rif.Sweep(batch_size))
 
 
 def store_build(work: Workload) -> Run:
     def run() -> None:
         _build(work)
+
+    return run
+
+
+def store_build_default(work: Workload) -> Run:
+    def run() -> None:
+        _build(work, rif.Sweep().batch_size)
 
     return run
 

@@ -129,6 +129,10 @@ class Estimator(ABC):
     def name(self) -> str:
         """Short name for tables and files, such as ``"ip"``."""
 
+    def check(self, task: Task) -> None:
+        """Raise a ``ValueError`` if the estimator cannot serve this task; called before any long work, a training among it."""
+        return
+
     @abstractmethod
     def estimate(self, job: Job) -> Result:
         """The scores for the job's target, at one state of the model."""
@@ -183,6 +187,7 @@ class Estimator(ABC):
             ValueError: if the estimator needs a target and none is given, two targets have one name, or the index is of another model or data.
         """
         begin = time.perf_counter()
+        self.check(task)
         named = self._named(target)
         data = as_samples(train)
         scored = data if samples is None else as_samples(samples)

@@ -90,6 +90,9 @@ class Ensemble(Estimator):
     def _size(self) -> int:
         return self.members if isinstance(self.members, int) else len(self.members)
 
+    def check(self, task: Task) -> None:
+        self.base.check(task)
+
     def estimate(self, job: Job) -> Result:
         return self.estimates(job)[0]
 

@@ -64,6 +64,11 @@ class FlatMinima(Estimator):
     def name(self) -> str:
         return "vm" if isinstance(self.tuning.flatness, Plain) else "fvm"
 
+    def check(self, task: Task) -> None:
+        size = sum(value.numel() for value in task.params().values())
+        if self.curvature == "exact" and size > LARGEST:
+            raise ValueError(f"curvature: the exact Hessian is for up to {LARGEST:,} parameters, this task has {size:,}; use 'diagonal'")
+
     def estimate(self, job: Job) -> Result:
         if self.curvature == "exact":
             return self._exact(job, job.target)
@@ -73,12 +78,9 @@ class FlatMinima(Estimator):
         return Result(values, notes=notes)
 
     def _exact(self, job: Job, target: Target) -> Result:
-        size = sum(value.numel() for value in job.params.values())
-        if size > LARGEST:
-            raise ValueError(f"curvature: the exact Hessian is for up to {LARGEST:,} parameters, this task has {size:,}; use 'diagonal'")
         params = self.tuning.run(job.task, target, job.sweep.progress)
         curvature = hessian(lambda p: target.value(job.task, p), params)
-        factor, failed = torch.linalg.cholesky_ex(curvature + self.damping * torch.eye(size).to(curvature))
+        factor, failed = torch.linalg.cholesky_ex(curvature + self.damping * torch.eye(len(curvature)).to(curvature))
         if failed:
             raise ValueError(f"curvature: the Hessian of {target.name} plus damping {self.damping} is not positive definite; raise the damping")
         gradients = LayerGradients(job.task, params, job.probe())

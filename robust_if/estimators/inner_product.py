@@ -13,7 +13,7 @@ from robust_if.estimators.base import Estimator, Job, Result
 from robust_if.pieces import Pieces, products, squares
 from robust_if.preconditioners import Identity, Preconditioner
 from robust_if.store import Store, factors_of
-from robust_if.task import Params
+from robust_if.task import Params, Task
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,9 @@ class InnerProduct(Estimator):
     def units(self) -> Any:  # type: ignore[override]
         """Without curvature to scale, or normalised, a score only ranks."""
         return "target" if self.preconditioner.to_scale and self.normalise == "none" else "rank"
+
+    def check(self, task: Task) -> None:
+        self.preconditioner.check(task.params())
 
     def estimate(self, job: Job) -> Result:
         return self.estimates(job)[0]

@@ -28,21 +28,27 @@ from robust_if.preconditioners import (
 from robust_if.tuning import Plain, Tuning
 
 
-def preconditioners(seed: int = 0) -> list[Preconditioner]:
+def preconditioners(seed: int = 0, damping: float | None = None) -> list[Preconditioner]:
     """One of each kind of curvature, cheapest first."""
     return [
-        DiagonalFisher(), DataInf(), RandomProjection(seed=seed), KFAC(seed=seed), EKFAC(seed=seed), Arnoldi(seed=seed), LiSSA(seed=seed),
-        ConjugateGradient(seed=seed), ConjugateGradient(seed=seed, iterations=10, preconditioner=EKFAC(seed=seed)), Exact("ggn"), Exact("hessian"),
+        DiagonalFisher(damping), DataInf(damping), RandomProjection(damping=damping, seed=seed), KFAC(damping, seed=seed), EKFAC(damping, seed=seed),
+        Arnoldi(damping=damping, seed=seed), LiSSA(damping=damping, seed=seed), ConjugateGradient(damping=damping, seed=seed),
+        ConjugateGradient(damping=damping, seed=seed, iterations=10, preconditioner=EKFAC(damping, seed=seed)),
+        Exact("ggn", damping), Exact("hessian", damping),
     ]  # fmt: skip
 
 
-def named(seed: int = 0) -> dict[str, Estimator]:
-    """The estimators with their published defaults, by the name that tables and the command line use."""
+def named(seed: int = 0, damping: float | None = None) -> dict[str, Estimator]:
+    """The estimators with their published defaults, by the name that tables and the command line use.
+
+    Args:
+        damping: λ of those with curvature; each has its own default.
+    """
     plain = Tuning(flatness=Plain(), seed=seed)
     found: list[Estimator] = [
         LabelOdds(seed=seed), FlatMinima(plain), FlatMinima(replace(plain, flatness=Tuning().flatness)),
         InnerProduct(), InnerProduct(normalise="cosine"), InnerProduct(normalise="layer"), Ensemble(seed=seed), LESS(),
-        *(InnerProduct(each) for each in preconditioners(seed)),
+        *(InnerProduct(each) for each in preconditioners(seed, damping)),
         GradNorm(), SelfInfluence(), Loss(), LossChange(replace(LossChange().tuning, seed=seed)), TunedLoss(Tuning(seed=seed)),
         ValidationLoss(seed=seed), Random(seed),
     ]  # fmt: skip

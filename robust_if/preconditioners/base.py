@@ -48,6 +48,10 @@ class Preconditioner(ABC):
     def name(self) -> str:
         """Short name for tables and files, such as ``"ekfac"``."""
 
+    def check(self, params: Params) -> None:
+        """Raise a ``ValueError`` if the curvature of so many parameters cannot be had this way; called before any long work."""
+        return
+
     @abstractmethod
     def build(self, task: Task, params: Params, data: Samples, sweep: Sweep, factors: Factors | None = None) -> Inverse:
         """The inverse at ``params``, ready to be applied to any number of directions.

@@ -39,11 +39,14 @@ class Exact(Preconditioner):
     def name(self) -> str:
         return f"exact-{self.curvature}"
 
+    def check(self, params: Params) -> None:
+        size = sum(value.numel() for value in params.values())
+        if size > LARGEST:
+            raise ValueError(f"task: the exact inverse is for up to {LARGEST:,} parameters, this task has {size:,}; use 'cg' or 'ekfac'")
+
     def build(self, task: Task, params: Params, data: Samples, sweep: Sweep, factors: Factors | None = None) -> Inverse:
-        curvature = Curvature(task, params, data, self.curvature, sweep.batch_size)
-        if curvature.size > LARGEST:
-            raise ValueError(f"task: the exact inverse is for up to {LARGEST:,} parameters, this task has {curvature.size:,}; use 'cg' or 'ekfac'")
-        matrix = curvature.dense()
+        self.check(params)
+        matrix = Curvature(task, params, data, self.curvature, sweep.batch_size).dense()
         damping = automatic_damping(matrix.trace().item() / len(matrix)) if self.damping is None else self.damping
         matrix.diagonal().add_(damping)
         factor, failed = torch.linalg.cholesky_ex(matrix)

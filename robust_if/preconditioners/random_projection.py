@@ -64,9 +64,12 @@ class RandomProjection(Preconditioner):
     def name(self) -> str:
         return "trak"
 
-    def build(self, task: Task, params: Params, data: Samples, sweep: Sweep, factors: Factors | None = None) -> Inverse:
+    def check(self, params: Params) -> None:
         if self.size < len(params):
             raise ValueError(f"size: expected at least one number for each of the {len(params)} parameter tensors, got {self.size}")
+
+    def build(self, task: Task, params: Params, data: Samples, sweep: Sweep, factors: Factors | None = None) -> Inverse:
+        self.check(params)
         live = factors if factors is not None and self.fisher == "empirical" else Live.of(task, params, data, sweep.batch_size)
         if self.fisher == "sampled" and isinstance(live, Live):
             if missing := live.gradients.uncovered:

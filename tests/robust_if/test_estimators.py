@@ -31,6 +31,9 @@ from robust_if import (
     Tuning,
     Utility,
 )
+from robust_if.attacks.targets import AdversarialLoss
+from robust_if.fairness.targets import DemographicParity
+from robust_if.targets import Target
 from robust_if.task import Batch, Params
 from unchanged import untouched
 
@@ -60,13 +63,23 @@ def test_ip_is_minus_the_mean_product_with_single_gradients(name: str, kind: str
     assert got.ids.tolist() == list(range(TRAIN)) and got.target == target.name
 
 
+def parity(data: Samples, size: int) -> Target:
+    """The sensitive feature is whether the first number of the input is positive."""
+    x, y = data.batch(slice(None))
+    return DemographicParity(Samples((x, y, (x[:, 0] > 0).long())), batch_size=size)
+
+
+SHIPPED: dict[str, Any] = TARGETS | {"parity": parity, "adversarial": lambda data, size: AdversarialLoss(data, eps=0.1, batch_size=size)}
+
+
 @EVERY_ESTIMATOR
-@TABLE
+@pytest.mark.parametrize("kind", SHIPPED)
 def test_every_estimator_serves_every_target(estimator: Any, kind: str) -> None:
     c = case("mlp")
-    got = estimator.score(c.task, c.train, target=TARGETS[kind](c.valid, VALID))
+    target = SHIPPED[kind](c.valid, VALID)
+    got = estimator.score(c.task, c.train, target=target)
     assert np.ptp(got.values) > 0
-    assert got.target == ((TARGETS[kind](c.valid, VALID)).name if estimator.needs_target else "")
+    assert got.target == (target.name if estimator.needs_target else "")
 
 
 @EVERY_ESTIMATOR

@@ -171,7 +171,7 @@ def test_bad_arguments_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match="index: it was built for another data"):
         pairwise(c.task, c.train, c.valid, index=Store.build(c.task, c.valid, tmp_path / "index"))
     monkeypatch.setattr("robust_if.store.shutil.disk_usage", lambda _: type("Usage", (), {"free": 8 * 13 * 9 - 1}))
-    with pytest.raises(OSError, match="directory: 936 bytes are needed"):
+    with pytest.raises(OSError, match="directory: 936 B are needed"):
         pairwise(c.task, c.train, c.valid, directory=tmp_path / "matrix")
 
 
