@@ -282,8 +282,8 @@ def report(directory: Annotated[Path, typer.Argument(help="Folder that demo or d
 def estimators() -> None:
     """List the estimators and what each one is."""
     listing = Table("name", "what it is", box=None)
-    for name, each in detectors(Recipe()).items():
-        listing.add_row(name, (type(each).__doc__ or "").strip().split("\n")[0])
+    for name, each in (named() | detectors(Recipe())).items():
+        listing.add_row(name, escape(each.summary))
     out.print(listing)
 
 

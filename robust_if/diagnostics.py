@@ -89,6 +89,6 @@ def predicted_correlation(
 def _advice(correlation: float, size: int) -> str:
     if correlation >= 0.95:
         return "the inner product orders samples almost as the influence function does, so curvature is not worth its cost"
-    precise = "Exact()" if size <= LARGEST else "ConjugateGradient(preconditioner=EKFAC())"
-    change = "part of the order: compare" if correlation >= 0.7 else "the order: compare"
-    return f"curvature changes {change} InnerProduct(), InnerProduct(EKFAC()) and InnerProduct({precise}) by retraining before you trust one of them"
+    precise = "exact-ggn" if size <= LARGEST else "ekfac-cg"
+    change = "part of the order" if correlation >= 0.7 else "the order"
+    return f"curvature changes {change}: compare ip, ekfac and {precise} by retraining before you trust one of them"

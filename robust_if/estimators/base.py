@@ -129,6 +129,11 @@ class Estimator(ABC):
     def name(self) -> str:
         """Short name for tables and files, such as ``"ip"``."""
 
+    @property
+    def summary(self) -> str:
+        """What it is, in one line."""
+        return (type(self).__doc__ or "").strip().split("\n")[0]
+
     def check(self, task: Task) -> None:
         """Raise a ``ValueError`` if the estimator cannot serve this task; called before any long work, a training among it."""
         return

@@ -64,6 +64,10 @@ class FlatMinima(Estimator):
     def name(self) -> str:
         return "vm" if isinstance(self.tuning.flatness, Plain) else "fvm"
 
+    @property
+    def summary(self) -> str:
+        return f"curvature-weighted gradient norm at {'an ordinary' if self.name == 'vm' else 'a flat'} minimum of the target"
+
     def check(self, task: Task) -> None:
         size = sum(value.numel() for value in task.params().values())
         if self.curvature == "exact" and size > LARGEST:

@@ -53,6 +53,13 @@ class InnerProduct(Estimator):
         """Without curvature to scale, or normalised, a score only ranks."""
         return "target" if self.preconditioner.to_scale and self.normalise == "none" else "rank"
 
+    @property
+    def summary(self) -> str:
+        plain = "the inner product of the target's and the sample's gradients (IP; over checkpoints TracIn)"
+        curved = f"influence function: {(type(self.preconditioner).__doc__ or '').splitlines()[0]}"
+        what = plain if isinstance(self.preconditioner, Identity) else curved
+        return what + {"none": "", "cosine": ", as a cosine", "layer": ", as the mean of the layers' cosines"}[self.normalise]
+
     def check(self, task: Task) -> None:
         self.preconditioner.check(task.params())
 

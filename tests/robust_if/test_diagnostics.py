@@ -119,4 +119,4 @@ def test_a_target_without_gradient_is_refused() -> None:
 @pytest.mark.parametrize(("correlation", "advice"), [(0.99, "not worth its cost"), (0.8, "part of the order"), (0.3, "changes the order")])
 def test_the_advice_follows_the_correlation(correlation: float, advice: str) -> None:
     assert advice in str(Prediction(correlation, 10.0, 0.1, 0.0, _advice(correlation, 20_000)))
-    assert ("Exact()" in _advice(0.3, 100)) and "ConjugateGradient" in _advice(0.3, 20_000)
+    assert ("exact-ggn" in _advice(0.3, 100)) and "ekfac-cg" in _advice(0.3, 20_000)
