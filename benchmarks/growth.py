@@ -91,20 +91,20 @@ def figure(records: list[dict[str, object]]) -> str:
     for k, (title, lines) in enumerate(panels.items()):
         left, width, top, height = 60 + 380 * k, 280, 40, 200
         most = max(y for points in lines.values() for _, y in points) or 1.0  # type: ignore[type-var]
-        out.append(f'<text x="{left}" y="24" fill="currentColor">{title}</text>')
+        out.append(f'<text x="{left}" y="24" fill="#777777">{title}</text>')
         out.append(f'<path d="M{left} {top}V{top + height}H{left + width}" fill="none" stroke="#888888"/>')
         for n in (20_000, 40_000, 80_000):
-            out.append(f'<text x="{left + width * n / 80_000:.0f}" y="{top + height + 18}" text-anchor="middle" fill="currentColor">{n:,}</text>')
+            out.append(f'<text x="{left + width * n / 80_000:.0f}" y="{top + height + 18}" text-anchor="middle" fill="#777777">{n:,}</text>')
         for share in (0.5, 1.0):
             out.append(
-                f'<text x="{left - 6}" y="{top + height * (1 - share) + 4:.0f}" text-anchor="end" fill="currentColor">{share * most:.3g}</text>'  # type: ignore[operator]
+                f'<text x="{left - 6}" y="{top + height * (1 - share) + 4:.0f}" text-anchor="end" fill="#777777">{share * most:.3g}</text>'  # type: ignore[operator]
             )
         for case, points in lines.items():
             path = " ".join(f"{left + width * n / 80_000:.1f},{top + height * (1 - y / most):.1f}" for n, y in sorted(points))  # type: ignore[operator]
             out.append(f'<polyline points="{path}" fill="none" stroke="{colours[case]}" stroke-width="2"/>')
     for k, (case, colour) in enumerate(colours.items()):
         out.append(f'<path d="M{60 + 160 * k} 284h20" stroke="{colour}" stroke-width="3"/>')
-        out.append(f'<text x="{86 + 160 * k}" y="288" fill="currentColor">{case}</text>')
+        out.append(f'<text x="{86 + 160 * k}" y="288" fill="#777777">{case}</text>')
     return "\n".join([*out, "</svg>\n"])
 
 

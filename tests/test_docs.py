@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import robust_if as rif
-from robust_if.models import mlp
+from robust_if.evaluations.attribution import lds
+from robust_if.models import logistic_regression, mlp
 from test_architecture import CLI, ROOMS, modules
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +65,13 @@ def test_the_page_on_influence_runs(fitted: dict[str, Any], capsys: pytest.Captu
     assert "predicted correlation" in capsys.readouterr().out
     assert names["utility"].target == "utility" and names["robust"].target == "adversarial"
     assert names["matrix"].shape == (200, 100) and len(names["removal"].positions) == 20 and names["effects"].shape == (2,)
+
+
+def test_the_page_on_trust_runs(fitted: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_blocks(ROOT / "docs" / "trust.md", fitted | {"task": rif.Task(logistic_regression((4,), 2).eval())})
+    assert names["values"].shape == (20, 1) and names["effects"].shape == (10, 1)
+    assert capsys.readouterr().out.count("Correlation(") == 3
+    assert lds(names["scores"], names["subsets"], names["values"][:, 0]).value > 0.8
 
 
 def test_the_page_on_scale_runs(fitted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
