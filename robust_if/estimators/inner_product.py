@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robust_if.estimators.base import Estimator, Job, Result
+from robust_if.memory import footprint, plan
 from robust_if.pieces import Pieces, products, squares
 from robust_if.preconditioners import Identity, Preconditioner
 from robust_if.store import Store, factors_of
@@ -69,6 +70,8 @@ class InnerProduct(Estimator):
     def estimates(self, job: Job) -> list[Result]:
         task, params = job.task, job.params
         slopes = [target.gradient(task, params) for target in job.targets]
+        if not isinstance(self.preconditioner, Identity):  # its passes hold what the layer rules need
+            job = replace(job, sweep=plan(footprint(task, params, job.probe(), "layerwise"), job.sweep))
         factors = job.index
         if factors is None and self.preconditioner.reads_factors:
             kept = factors_of(task, params, job.train, job.sweep)

@@ -39,3 +39,13 @@ def test_an_unknown_name_is_refused_and_the_known_ones_are_named() -> None:
     c = case("mlp")
     with pytest.raises(ValueError, match=r"estimator: expected one of label-odds, .*ekfac.*, got 'magic'"):
         rif.score(c.task, c.train, target=rif.Utility(c.valid), estimator="magic")
+
+
+@pytest.mark.parametrize("estimator", ["ip", "ekfac", "datainf", "self-influence"])
+def test_a_memory_limit_holds_for_every_pass(estimator: str) -> None:
+    c = case("cnn")
+    target = rif.Utility(c.valid)
+    with pytest.raises(ValueError, match="max_memory: one sample needs"):
+        rif.score(c.task, c.train, target=target, estimator=estimator, max_memory=100)
+    loose, tight = (rif.score(c.task, c.train, target=target, estimator=estimator, max_memory=limit) for limit in ("1GB", "100kB"))
+    assert relative(tight.values, loose.values) <= 1e-10
