@@ -130,6 +130,7 @@ def build_index(asked: Asked, directory: Path, *, model: Recipe | Path, sweep: S
     if not trained.is_file():
         task, _ = fitted(asked, replace(model, keep=1) if isinstance(model, Recipe) else model, directory / "work", sweep)
         Checkpoint.of(task.model).save(trained)
+    shutil.rmtree(directory / "work", ignore_errors=True)
     return Store.build(asked.loaded(trained), asked.problem.train, directory / "gradients", sweep=sweep)
 
 

@@ -100,6 +100,7 @@ def test_an_index_answers_any_target_as_the_model_itself_does(data: dict[str, Pa
     made = invoke(*command("index", data, tmp_path / "index"))
     assert made.exit_code == 0, made.output
     assert "robust-if score --index" in made.output
+    assert {path.name for path in (tmp_path / "index").iterdir()} == {"question.json", "model.safetensors", "gradients"}
     fast = invoke("score", "--index", tmp_path / "index", "--out", tmp_path / "fast", *THREE)
     assert fast.exit_code == 0, fast.output
     slow = invoke(*command("score", data, tmp_path / "slow", "--checkpoint", tmp_path / "index" / "model.safetensors", *THREE))
