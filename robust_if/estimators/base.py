@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, overload
 
@@ -200,8 +201,7 @@ class Estimator(ABC):
             if checkpoints or samples is not None:
                 raise ValueError("index: it holds the gradients of the training data at one state; do not pass checkpoints or samples with it")
             index.check(task, data)
-        asked = "+".join(named)
-        name = f"{self.name}-{hashlib.sha256(asked.encode()).hexdigest()[:12] if len(named) > 3 else asked}" if named else self.name
+        name = f"{self.name}-{_folder(named)}" if named else self.name
         job = Job(task, data, scored, tuple(named.values()), sweep, name, repr(self), index)
         jobs = (replace(job, task=task.at(each.state), name=f"{name}-{k}", checkpoint=each) for k, each in enumerate(checkpoints))
         results = [self.estimates(each) for each in jobs] if checkpoints else [self.estimates(job)]  # one copy of the model at a time
@@ -233,6 +233,9 @@ class Estimator(ABC):
         """Results at the checkpoints, summed with their weights; their weighted mean where a score has the target's unit."""
         weights = weights / weights.sum() if self.units == "target" else weights
         members = [result.members for result in results if result.members is not None]
+        notes = dict(results[-1].notes)
+        if "converged" in notes:
+            notes["converged"] = all(result.notes["converged"] for result in results)
         return Scores(
             values=np.tensordot(weights, np.stack([result.values for result in results]), 1),
             ids=scored.ids,
@@ -241,5 +244,11 @@ class Estimator(ABC):
             units=self.units,
             members=np.tensordot(weights, np.stack(members), 1) if members else None,
             suggestions=results[-1].suggestions,
-            provenance={**provenance, **results[-1].notes},
+            provenance={**provenance, **notes},
         )
+
+
+def _folder(names: Iterable[str]) -> str:
+    """The targets' names as the name of a folder; a digest where they are many, or hold what has no place in a path."""
+    text = "+".join(names)
+    return text if re.fullmatch(r"[\w+-]{1,60}", text) else hashlib.sha256(text.encode()).hexdigest()[:16]

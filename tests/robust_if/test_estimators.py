@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from cases import CLASSIFIERS, ESTIMATORS, NAMES, SHORT, TARGETS, TRAIN, VALID, 
 from oracles import flat, hessian, matrix, minimise, sample_gradients
 from robust_if import (
     Checkpoint,
+    ConjugateGradient,
     Ensemble,
     FlatMinima,
     GradNorm,
@@ -100,6 +102,24 @@ def test_targets_of_one_name_need_names_of_their_own() -> None:
     with pytest.raises(ValueError, match="target: two targets are named 'utility'"):
         InnerProduct().score(c.task, c.train, target=both)
     assert [each.name for each in InnerProduct().score(c.task, c.train, target=dict(zip("ab", both, strict=True)))] == ["ip:a", "ip:b"]
+
+
+def test_names_of_targets_never_lead_out_of_the_folder(tmp_path: Path) -> None:
+    c = case("mlp")
+    named = {"../../up": Utility(c.valid), "a/b": Gap(c.valid)}
+    InnerProduct().score(c.task, c.train, target=named, sweep=Sweep(directory=tmp_path / "in" / "side"))
+    assert [path.name for path in tmp_path.iterdir()] == ["in"] and [path.name for path in (tmp_path / "in").iterdir()] == ["side"]
+    assert len(list((tmp_path / "in" / "side").iterdir())) == 1
+
+
+def test_a_solver_that_failed_at_one_checkpoint_is_said_to_have_failed() -> None:
+    c = case("mlp")
+    flat = {name: torch.zeros_like(value) for name, value in c.task.params().items()}  # no slope but that of the last bias, solved at once
+    estimator = InnerProduct(ConjugateGradient(damping=1e-3, iterations=1, tolerance=1e-6))
+    states = [Checkpoint.of(c.task.model), Checkpoint.of(c.task.at(flat).model)]
+    alone = [estimator.score(c.task, c.train, target=Utility(c.valid), checkpoints=[state]).provenance["converged"] for state in states]
+    got = estimator.score(c.task, c.train, target=Utility(c.valid), checkpoints=states)
+    assert alone == [False, True] and got.provenance["converged"] is False
 
 
 @EVERY_MODEL
