@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robust_if.data import Samples, batches
-from robust_if.gradients import differentiable, gradient, say_once
+from robust_if.gradients import attempt, differentiable, gradient
 from robust_if.task import Batch, Params, Task
 
 Kind = Literal["ggn", "hessian", "fisher"]
@@ -93,26 +93,24 @@ class Curvature:
 
     def _product(self, batch: Batch, vector: Params) -> Params:
         """n_batch · C v of one batch, by forward mode, or by differentiating a backward pass where an operation has no forward-mode rule."""
-        try:
-            with torch.no_grad(), differentiable(self.task.model):
-                return self._forward(batch, vector)
-        except (NotImplementedError, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            say_once(f"no forward-mode rule ({str(error).splitlines()[0][:120]}); differentiating twice backwards instead, which takes more memory")
+        with torch.no_grad(), differentiable(self.task.model):
+            product = attempt(
+                lambda: self._forward(batch, vector), "forward-mode", "differentiating twice backwards instead, which takes more memory"
+            )
+        if product is not None:
+            return product
         with torch.enable_grad(), differentiable(self.task.model):
             return self._backward(batch, vector)
 
     def _products(self, batch: Batch, vectors: Params) -> Params:
         """:meth:`_product` of several vectors, ``(k, *shape)`` by name."""
-        try:
-            with torch.no_grad(), differentiable(self.task.model):
-                products: Params = torch.func.vmap(lambda vector: self._forward(batch, vector))(vectors)
-                return products
-        except (NotImplementedError, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            say_once(f"no vmap rule ({str(error).splitlines()[0][:120]}); taking one column of the curvature at a time instead, which is slower")
+        forward = torch.func.vmap(lambda vector: self._forward(batch, vector))
+        with torch.no_grad(), differentiable(self.task.model):
+            products: Params | None = attempt(
+                lambda: forward(vectors), "vmap", "taking one column of the curvature at a time instead, which is slower"
+            )
+        if products is not None:
+            return products
         count = len(next(iter(vectors.values())))
         singles = [self._product(batch, {name: value[k] for name, value in vectors.items()}) for k in range(count)]
         return {name: torch.stack([single[name] for single in singles]) for name in vectors}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from robust_if.gradients import hessian
+from robust_if.gradients import hessian, reason
 from robust_if.layers import LayerGradients
 from robust_if.task import Batch, cross_entropy
 
@@ -88,11 +88,11 @@ class SampledLoss:
         axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, batch)
         try:
             curvatures = torch.func.vmap(curvature, in_dims=(0, axes))(outputs, batch)
-        except (NotImplementedError, RuntimeError) as error:
+        except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            reason = str(error).splitlines()[0][:120]
-            raise ValueError(f"fisher: 'sampled' needs a loss that is twice differentiable under vmap ({reason}); use fisher='empirical'") from error
+            message = f"fisher: 'sampled' needs a loss that is twice differentiable under vmap ({reason(error)}); use fisher='empirical'"
+            raise ValueError(message) from error
         values, vectors = torch.linalg.eigh(curvatures.to(torch.promote_types(signs.dtype, torch.float32)))
         turned = (vectors.mT @ signs.to(vectors)[:, :, None]) * values.clamp(min=0).sqrt()[:, :, None]
         rooted: Tensor = vectors @ turned

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from robust_if.task import Batch, Params, Task, batch_length
 
 logger = logging.getLogger(__name__)
 _said: set[str] = set()
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -105,14 +108,12 @@ def directional(task: Task, params: Params, batch: Batch, direction: Params) -> 
     def losses(p: Params) -> Tensor:
         return task.losses(p, batch)
 
-    try:
-        with torch.no_grad(), differentiable(task.model):
-            products: Tensor = torch.func.jvp(losses, (params,), (direction,))[1]
-            return products
-    except (NotImplementedError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        say_once(f"no forward-mode rule ({str(error).splitlines()[0][:120]}); taking per-sample gradients instead, which is slower")
+    with torch.no_grad(), differentiable(task.model):
+        products: Tensor | None = attempt(
+            lambda: torch.func.jvp(losses, (params,), (direction,))[1], "forward-mode", "taking per-sample gradients instead, which is slower"
+        )
+    if products is not None:
+        return products
     grads = per_sample(task, params, batch)
     return torch.stack([(grads[name].flatten(1) @ direction[name].flatten()) for name in params]).sum(0)
 
@@ -128,14 +129,11 @@ def per_sample(task: Task, params: Params, batch: Batch, names: Iterable[str] | 
     def loss(p: Params, sample: Batch) -> Tensor:
         return task.losses({**params, **p}, tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, sample))[0]
 
-    try:
-        with torch.no_grad(), differentiable(task.model):  # no graph back to parameters that do not count
-            grads: Params = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="error")(chosen, batch)
-            return grads
-    except (NotImplementedError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "random operation" in str(error):
-            raise
-        say_once(f"no vmap rule ({str(error).splitlines()[0][:120]}); taking one backward pass per sample instead, which is slower")
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="error")
+    with torch.no_grad(), differentiable(task.model):  # no graph back to parameters that do not count
+        grads: Params | None = attempt(lambda: gradients(chosen, batch), "vmap", "taking one backward pass per sample instead, which is slower")
+    if grads is not None:
+        return grads
     singles = [gradient(lambda p, i=i: loss(p, _sample(batch, i)), chosen) for i in range(batch_length(batch))]  # type: ignore[misc]
     return {name: torch.stack([single[name] for single in singles]) for name in chosen}
 
@@ -144,8 +142,23 @@ def _sample(batch: Batch, i: int) -> Batch:
     return tree_map(lambda leaf: leaf[i] if isinstance(leaf, Tensor) else leaf, batch)
 
 
-def say_once(message: str) -> None:
-    """Warn of something that holds for the whole process, the first time it is met."""
+def attempt(function: Callable[[], T], rule: str, instead: str) -> T | None:
+    """``function()``; ``None`` where torch has no ``rule`` for an operation, said once in the log with what is done ``instead``.
+
+    Memory that runs out, and models that draw random numbers, are errors still.
+    """
+    try:
+        return function()
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "random operation" in str(error):
+            raise
+        message = f"no {rule} rule ({reason(error)}); {instead}"
     if message not in _said:
         _said.add(message)
         logger.warning(message)
+    return None
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error, which for torch's own is the one to read."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
