@@ -60,3 +60,14 @@ def test_bad_masks_are_refused():
         detection(scores_of([1, 2, 3]), [True, False])
     with pytest.raises(ValueError, match="both good and bad"):
         detection(scores_of([1, 2, 3]), [False] * 3)
+
+
+def test_ignored_samples_count_as_neither():
+    rng = np.random.default_rng(0)
+    values, bad, ignore = rng.normal(size=300), rng.random(300) < 0.2, rng.random(300) < 0.3
+    whole = detection(scores_of(values), bad, ignore=ignore)
+    assert whole == detection(scores_of(values[~ignore]), bad[~ignore])
+    fpr, tpr, _ = roc_curve(bad[~ignore], values[~ignore], drop_intermediate=False)
+    assert whole.tpr_at_01_fpr == pytest.approx(np.interp(0.001, fpr, tpr), abs=1e-12)
+    with pytest.raises(ValueError, match="ignore: expected one truth value per sample"):
+        detection(scores_of(values), bad, ignore=ignore[:5])
