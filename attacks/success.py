@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code expects
 
 from robust_if.data import Samples, as_samples
 from robust_if.targets import Functional
@@ -42,7 +43,9 @@ class PredictionMargin(Functional):
 
 @dataclass(frozen=True, eq=False)
 class AttackSuccess(PredictionMargin):
-    """How well an attack works: the mean log-odds of the goal class on triggered inputs.
+    """How well an attack works: the mean of −log(1 − p_goal) on triggered inputs, 0 where none is taken for the goal class.
+
+    Its gradient does not vanish where the attack works, as that of the loss does, and does where it no longer works, so that it can be tuned to 0.
 
     Args:
         data: triggered inputs, ``Samples`` or ``(x,)``, ``(x, y)``; a handful will do, and true labels are not looked at.
@@ -64,6 +67,9 @@ class AttackSuccess(PredictionMargin):
     @property
     def name(self) -> str:
         return "attack-success"
+
+    def moments(self, task: Task, params: Params, batch: Batch) -> Tensor:
+        return F.softplus(super().moments(task, params, batch))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +99,8 @@ class DeltaInfluence(AttackSuccess):
         return "delta-influence"
 
     def moments(self, task: Task, params: Params, batch: Batch) -> Tensor:
-        changed = [super(DeltaInfluence, self).moments(task, params, (change(batch[0]), *batch[1:])) for change in self.transforms]
-        return super().moments(task, params, batch) - torch.stack(changed).mean(0)
+        odds = [log_odds(task.outputs(params, (x, *batch[1:])), batch[1]) for x in (batch[0], *(change(batch[0]) for change in self.transforms))]
+        return (odds[0] - torch.stack(odds[1:]).mean(0))[:, None]
 
 
 def log_odds(outputs: Any, labels: Tensor) -> Tensor:
