@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -239,8 +239,8 @@ def parse_bytes(value: int | str) -> int:
 def fingerprint(state: Mapping[str, Tensor], samples: Samples, *settings: object) -> str:
     """A digest of parameters, data and settings; equal digests mean the same computation.
 
-    Settings count by their repr, functions by their name. Of a map-style data set the ids and a few samples count, since reading it whole may take
-    long.
+    Settings count by their repr, functions by their name, tensors and fields of dataclasses by their content. Of a map-style data set the ids and a
+    few samples count, since reading it whole may take long.
     """
     digest = hashlib.sha256()
     for name, value in state.items():
@@ -255,8 +255,20 @@ def fingerprint(state: Mapping[str, Tensor], samples: Samples, *settings: object
         if isinstance(leaf, Tensor):
             digest.update(_bytes(leaf))
     for setting in settings:
-        digest.update(getattr(setting, "__qualname__", repr(setting)).encode())
+        digest.update(_said(setting).encode())
     return digest.hexdigest()
+
+
+def _said(setting: object) -> str:
+    """A setting as text; the repr of a large tensor would leave out its middle."""
+    if isinstance(setting, Tensor):
+        return f"{tuple(setting.shape)}{setting.dtype}{hashlib.sha256(_bytes(setting)).hexdigest()}"
+    if isinstance(setting, (tuple, list)):
+        return f"[{', '.join(map(_said, setting))}]"
+    if is_dataclass(setting) and not isinstance(setting, type):
+        shown = (f"{each.name}={_said(getattr(setting, each.name))}" for each in fields(setting) if each.repr)
+        return f"{type(setting).__qualname__}({', '.join(shown)})"
+    return str(getattr(setting, "__qualname__", repr(setting)))
 
 
 #: Ids that are turned into text at a time.

@@ -284,3 +284,11 @@ def test_fingerprints_differ_where_a_value_a_type_or_a_shape_does(dtype: torch.d
     marks = {fingerprint({"a": one}, NUMBERS) for one in (value, 1 - value.int(), value.flatten(), value[0, 0])}
     assert len(marks) == 4
     assert fingerprint({"a": value}, NUMBERS, 1) == fingerprint({"a": value.clone()}, NUMBERS, 1) != fingerprint({"a": value}, NUMBERS, 2)
+
+
+def test_the_middle_of_a_large_tensor_in_a_setting_counts() -> None:
+    one, other = torch.zeros(5000), torch.zeros(5000)
+    other[2500] = 1
+    assert repr(one) == repr(other)
+    marks = {fingerprint({}, NUMBERS, setting) for setting in (one, other, (one,), (other,), [one, other])}
+    assert len(marks) == 5 and fingerprint({}, NUMBERS, (one,)) == fingerprint({}, NUMBERS, (one.clone(),))
