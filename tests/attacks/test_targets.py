@@ -54,6 +54,17 @@ def test_bounds_cut_the_worst_point_off() -> None:
     assert relative(got, expected) <= 1e-12 and (expected == low).any() and (expected == high).any()
 
 
+def test_features_may_have_their_own_radius_and_bounds_or_stay() -> None:
+    task, data, falls = linear()
+    eps, low, high = torch.tensor([0.2, 1.5]).double(), inputs(data).amin(0), inputs(data).amax(0)
+    batch, params = data.batch(slice(None)), task.params()
+    got = AdversarialLoss(data, eps=eps, bounds=(low, high)).attack(task, params, batch)
+    assert relative(got, (inputs(data) - eps * falls.sign()).maximum(low).minimum(high)) <= 1e-12
+    fixed = AdversarialLoss(data, eps=1.5, mutable=torch.tensor([False, True])).attack(task, params, batch)
+    assert torch.equal(fixed[:, 0], inputs(data)[:, 0]) and relative(fixed[:, 1], (inputs(data) - 1.5 * falls.sign())[:, 1]) <= 1e-12
+    assert torch.equal(fixed, AdversarialLoss(data, eps=torch.tensor([0, 1.5])).attack(task, params, batch))
+
+
 @pytest.mark.parametrize("name", ["mlp", "cnn", "bare"])
 def test_the_attack_stays_in_the_ball_and_never_lowers_a_loss(name: str) -> None:
     c = case(name)
@@ -179,7 +190,12 @@ def test_a_minibatch_is_attacked_in_the_same_way_and_tuning_lowers_the_target() 
         ({"eps": 1.0, "alpha": 0.0}, "alpha: expected a positive number"),
         ({"eps": 1.0, "steps": 0}, "steps: expected at least 1, got 0"),
         ({"eps": 1.0, "bounds": (1.0, 0.0)}, r"bounds: expected \(low, high\)"),
-        ({"eps": 1.0, "bounds": (0.0, 1.0)}, r"bounds: expected inputs within \(0.0, 1.0\), got some from -"),
+        ({"eps": 1.0, "bounds": (0.0, 1.0)}, r"bounds: expected data within \(0.0, 1.0\), got 1.0687 in sample 0, feature \(0,\)"),
+        ({"eps": torch.tensor([0.1, -0.1])}, "eps: expected a positive number"),
+        ({"eps": torch.zeros(2)}, "eps: expected a positive number"),
+        ({"eps": torch.ones(3)}, r"eps: .* broadcasts to the shape of one sample, \(2,\), got \(3,\)"),
+        ({"eps": 1.0, "mutable": torch.tensor([True] * 3)}, r"mutable: .* broadcasts to the shape of one sample, \(2,\), got \(3,\)"),
+        ({"eps": 1.0, "mutable": torch.tensor([False, False])}, "mutable: expected at least one feature that may move, got none"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
