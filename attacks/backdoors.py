@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robust_if.attacks.evasion import pgd
 from robust_if.attacks.poisoned import Poisoned, number
 from robust_if.attacks.triggers import CORNERS, Blend, FeatureValues, Patch, Pieces, Sinusoid, Trigger, Warp, Word
 from robust_if.data import Samples
@@ -158,8 +159,6 @@ class Disturbed(Trigger):
         return stamped
 
     def weak(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        from robust_if.attacks.evasion import pgd
-
         like = next(self.task.model.parameters())
         batch = (x.to(like), torch.full((len(x),), self.goal, device=like.device))
         hard = pgd(self.task, self.task.params(), batch, eps=self.eps, steps=self.steps, bounds=self.bounds)
