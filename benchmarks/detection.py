@@ -24,6 +24,7 @@ import torch
 import robust_if as rif
 from robust_if import models
 from robust_if.attacks import labels as noise
+from robust_if.attacks.poisoned import Poisoned
 from robust_if.estimators import Estimator
 from robust_if.evaluations.baselines import ConfidentLearning, NearestNeighbours, accuracy
 from robust_if.evaluations.detection import detection
@@ -38,7 +39,7 @@ class Row:
     """One row of the table: data, noise, model, and how it is trained in each regime."""
 
     load: Callable[[int], tuple[rif.Samples, rif.Samples, rif.Samples]]
-    poison: Callable[[rif.Samples, int], noise.Poisoned]
+    poison: Callable[[rif.Samples, int], Poisoned[rif.Samples]]
     model: Callable[[], torch.nn.Module]
     early: rif.Recipe
     memorised: rif.Recipe
@@ -83,7 +84,7 @@ def cifar(seed: int) -> tuple[rif.Samples, rif.Samples, rif.Samples]:
 CIFAR_SIZES = (4000, 500, 1500)
 
 
-def human(data: rif.Samples, _: int) -> noise.Poisoned:
+def human(data: rif.Samples, _: int) -> Poisoned[rif.Samples]:
     return noise.given(data, noise.read_labels(DATA / "cifar10n" / "cifar10n_labels.npz", "worse_label")[data.ids])
 
 
@@ -100,9 +101,9 @@ def _rows() -> dict[str, Row]:
         cifar, lambda: models.resnet18((3, 32, 32), 10, width=16).eval(), rif.Recipe(epochs=10),
         rif.Recipe(epochs=60, optimizer="adamw", lr=2e-3, weight_decay=0, accuracy=0.995),
     )  # fmt: skip
-    kinds: dict[str, Callable[[rif.Samples, int], noise.Poisoned]] = {
-        "sym20": lambda data, seed: noise.symmetric(data, 0.2, seed=seed),
-        "sym40": lambda data, seed: noise.symmetric(data, 0.4, seed=seed),
+    kinds: dict[str, Callable[[rif.Samples, int], Poisoned[rif.Samples]]] = {
+        "sym20": lambda data, seed: noise.uniform(data, 0.2, seed=seed),
+        "sym40": lambda data, seed: noise.uniform(data, 0.4, seed=seed),
         "pair40": lambda data, seed: noise.pair(data, 0.4, seed=seed),
         "worst": human,
     }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
-from robust_if.attacks.labels import symmetric
+from robust_if.attacks.labels import uniform
 from robust_if.data import as_samples
 from robust_if.loading import Dataset, read
 
@@ -18,7 +18,7 @@ def digits(folder: Path) -> tuple[Dataset, Dataset, Dataset]:
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
     pixels, labels = (images[order] * 255 / 16).astype(np.uint8).reshape(-1, 8, 8), labels[order]
-    noisy = symmetric(as_samples((pixels[:1200], labels[:1200])), 0.2, seed=0).data.labels.numpy()
+    noisy = uniform(as_samples((pixels[:1200], labels[:1200])), 0.2, seed=0).data.labels.numpy()
     folder.mkdir(parents=True, exist_ok=True)
     _save(folder / "train.npz", images=pixels[:1200], labels=noisy, truth=labels[:1200])
     _save(folder / "valid.npz", images=pixels[1200:1400], labels=labels[1200:1400])

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from robust_if import Recipe, Scores
-from robust_if.attacks.labels import symmetric
+from robust_if.attacks.labels import uniform
 from robust_if.data import as_samples
 from robust_if.evaluations import folder, scenario
 from robust_if.evaluations.plan import Plan
@@ -71,7 +71,7 @@ def files(folder: Path, n: int = 100, seed: int = 0) -> tuple[Dataset, Dataset, 
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", n), ("valid", 30), ("test", 45)):
         x, y = draw_split(count)
-        given = symmetric(as_samples((x, y)), 0.2, seed=0).data.labels.numpy() if split == "train" else y
+        given = uniform(as_samples((x, y)), 0.2, seed=0).data.labels.numpy() if split == "train" else y
         extra = {"truth": names[y]} if split == "train" else {}
         np.savez(folder / f"{split}.npz", x=x, label=names[given], id=np.array([f"{split}-{i}" for i in range(count)]), **extra)
     return read(folder / "train.npz", truth="truth"), read(folder / "valid.npz"), read(folder / "test.npz")
