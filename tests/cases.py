@@ -41,6 +41,7 @@ from robust_if import (
     Tuning,
     Utility,
 )
+from robust_if.estimators import Combined
 from robust_if.models import logistic_regression, mlp
 from robust_if.task import Batch, Model, Params
 
@@ -265,6 +266,8 @@ ESTIMATORS: dict[str, Estimator] = {
     "ip": InnerProduct(),
     "ip-cosine": InnerProduct(normalise="cosine"),
     "ip-layer": InnerProduct(normalise="layer"),
+    "ip-or-cosine": Combined((InnerProduct(), InnerProduct(normalise="cosine"))),
+    "loss-and-ip": Combined((Loss(), InnerProduct()), how="mean"),
     "ip-ensemble": Ensemble(members=3, rate=0.4, perturbation="dropout"),
     "ip-ensemble-gaussian": Ensemble(members=3, perturbation="gaussian"),
     "grad-norm-ensemble": Ensemble(GradNorm(), members=2),
@@ -274,11 +277,14 @@ ESTIMATORS: dict[str, Estimator] = {
     "tuned-loss": TunedLoss(SHORT),
     "loss-change": LossChange(SHORT),
     "diagonal-fisher": InnerProduct(DiagonalFisher()),
+    "diagonal-fisher-relatif": InnerProduct(DiagonalFisher(), normalise="relatif"),
     "datainf": InnerProduct(DataInf()),
     "datainf-cosine": InnerProduct(DataInf(), normalise="cosine"),
     "trak": InnerProduct(RandomProjection(size=64)),
     "kfac": InnerProduct(KFAC(fisher="empirical")),
     "ekfac": InnerProduct(EKFAC(fisher="empirical")),
+    "ekfac-relatif": InnerProduct(EKFAC(fisher="empirical"), normalise="relatif"),
+    "kfac-theta-relatif": InnerProduct(KFAC(fisher="empirical"), normalise="theta-relatif"),
     "arnoldi": InnerProduct(Arnoldi(rank=5, curvature="ggn")),
     "lissa": InnerProduct(LiSSA(damping=0.1, iterations=20, batch_size=13)),
     "cg": InnerProduct(ConjugateGradient(damping=0.1, iterations=20)),

@@ -2,6 +2,7 @@
 
 from robust_if.estimators.base import Estimator
 from robust_if.estimators.baselines import Loss, Random, TunedLoss, ValidationLoss
+from robust_if.estimators.combined import Combined
 from robust_if.estimators.ensemble import Ensemble
 from robust_if.estimators.flat_minima import FlatMinima
 from robust_if.estimators.gradient_norm import GradNorm, SelfInfluence
@@ -12,6 +13,6 @@ from robust_if.estimators.retraining import Retraining
 from robust_if.estimators.train_on_validation import LossChange
 
 __all__ = [
-    "LESS", "Ensemble", "Estimator", "FlatMinima", "GradNorm", "InnerProduct", "LabelOdds", "Loss", "LossChange", "Random", "Retraining",
-    "SelfInfluence", "TunedLoss", "ValidationLoss",
+    "LESS", "Combined", "Ensemble", "Estimator", "FlatMinima", "GradNorm", "InnerProduct", "LabelOdds", "Loss", "LossChange", "Random",
+    "Retraining", "SelfInfluence", "TunedLoss", "ValidationLoss",
 ]  # fmt: skip

@@ -130,7 +130,7 @@ class Ensemble(Estimator):
         """One result from those of the members."""
         members = np.stack([result.values for result in results])
         if self.aggregate != "mean":
-            ranks = _scaled_ranks(members)
+            ranks = scaled_ranks(members)
             members = ranks if self.aggregate == "rank" else _votes(members, self.top) + ranks / (1001 * len(ranks))
         labels = [result.suggestions for result in results if result.suggestions is not None]
         notes = {key: _common([result.notes.get(key) for result in results]) for key in results[0].notes}
@@ -139,7 +139,7 @@ class Ensemble(Estimator):
         )
 
 
-def _scaled_ranks(members: NDArray[np.float64]) -> NDArray[np.float64]:
+def scaled_ranks(members: NDArray[np.float64]) -> NDArray[np.float64]:
     """Ranks ``(k, n)`` in [0, 1], 1 for the largest; equal values share the mean of their ranks."""
     n = members.shape[1]
     ranks: NDArray[np.float64] = (rankdata(members, axis=1) - 1) / (n - 1) if n > 1 else np.full_like(members, 0.5)

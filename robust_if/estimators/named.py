@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from robust_if.estimators.base import Estimator
 from robust_if.estimators.baselines import Loss, Random, TunedLoss, ValidationLoss
+from robust_if.estimators.combined import Combined
 from robust_if.estimators.ensemble import Ensemble
 from robust_if.estimators.flat_minima import FlatMinima
 from robust_if.estimators.gradient_norm import GradNorm, SelfInfluence
@@ -47,8 +48,9 @@ def named(seed: int = 0, damping: float | None = None) -> dict[str, Estimator]:
     plain = Tuning(flatness=Plain(), seed=seed)
     found: list[Estimator] = [
         LabelOdds(seed=seed), FlatMinima(plain), FlatMinima(replace(plain, flatness=Tuning().flatness)),
-        InnerProduct(), InnerProduct(normalise="cosine"), InnerProduct(normalise="layer"), Ensemble(seed=seed), LESS(),
-        *(InnerProduct(each) for each in preconditioners(seed, damping)),
+        InnerProduct(), InnerProduct(normalise="cosine"), InnerProduct(normalise="layer"),
+        Combined((InnerProduct(), InnerProduct(normalise="cosine"))), Ensemble(seed=seed), LESS(),
+        *(InnerProduct(each) for each in preconditioners(seed, damping)), InnerProduct(EKFAC(damping, seed=seed), normalise="relatif"),
         GradNorm(), SelfInfluence(), Loss(), LossChange(replace(LossChange().tuning, seed=seed)), TunedLoss(Tuning(seed=seed)),
         ValidationLoss(seed=seed), Random(seed),
     ]  # fmt: skip

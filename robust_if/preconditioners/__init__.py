@@ -1,7 +1,7 @@
 """Approximations of curvature and of its inverse, one file each."""
 
 from robust_if.preconditioners.arnoldi import Arnoldi
-from robust_if.preconditioners.base import Identity, Inverse, Preconditioner, Solution
+from robust_if.preconditioners.base import Identity, Inverse, Preconditioner, Quadratic, Solution
 from robust_if.preconditioners.conjugate_gradient import ConjugateGradient
 from robust_if.preconditioners.datainf import DataInf
 from robust_if.preconditioners.diagonal_fisher import DiagonalFisher
@@ -12,5 +12,5 @@ from robust_if.preconditioners.random_projection import RandomProjection
 
 __all__ = [
     "EKFAC", "KFAC", "Arnoldi", "ConjugateGradient", "DataInf", "DiagonalFisher", "Exact", "Identity", "Inverse", "LiSSA", "Preconditioner",
-    "RandomProjection", "Solution",
+    "Quadratic", "RandomProjection", "Solution",
 ]  # fmt: skip

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from torch import Tensor
 
 from robust_if.curvature import Curvature, Kind, Vector, automatic_damping, check, flatten, mean_eigenvalue, subset, unflatten
 from robust_if.data import Samples
 from robust_if.layers import Factors
-from robust_if.preconditioners.base import Inverse, Preconditioner, Solution
+from robust_if.pieces import Pieces, products
+from robust_if.preconditioners.base import Inverse, Preconditioner, Solution, inverted
 from robust_if.sweep import Sweep
 from robust_if.task import Params, Task
 
@@ -38,6 +43,8 @@ class Arnoldi(Preconditioner):
     iteration is Lanczos's, here ARPACK's.
     """
 
+    has_quadratic: ClassVar[bool] = True
+
     rank: int = 20
     curvature: Kind = "hessian"
     damping: float | None = None
@@ -58,22 +65,14 @@ class Arnoldi(Preconditioner):
     def build(self, task: Task, params: Params, data: Samples, sweep: Sweep, factors: Factors | None = None) -> Inverse:
         curvature = Curvature(task, params, subset(data, self.samples, self.seed), self.curvature, sweep.batch_size)
         damping = automatic_damping(mean_eigenvalue(curvature, self.seed)) if self.damping is None else self.damping
-        values, vectors, products = self._eigenpairs(curvature)
+        values, vectors, taken = self._eigenpairs(curvature)
         wanted = min(self.rank, curvature.size)
         if not len(values):
             raise ValueError(f"restarts: no eigenpair was found in {self.restarts} restarts; raise restarts, or lower rank ({self.rank})")
         if values.min() + damping <= 0:
             raise ValueError(f"damping: the {self.curvature} has the eigenvalue {values.min():.3g}; raise damping above {-values.min():.3g}")
-
-        def inverse(vector: Params) -> Solution:
-            v = flatten(vector)
-            inside = vectors.T @ v
-            left = float(np.linalg.norm(v - vectors @ inside) / np.linalg.norm(v)) if v.any() else 0.0
-            notes: dict[str, Any] = {"damping": damping, "iterations": products, "residual": left, "converged": len(values) == wanted}
-            notes |= {"rank": len(values), "captured": 1 - left**2}
-            return Solution(unflatten(vectors @ (inside / (values + damping)), params), notes)
-
-        return inverse
+        notes = {"damping": damping, "iterations": taken, "converged": len(values) == wanted, "rank": len(values)}
+        return Leading(values + damping, vectors, params, notes)
 
     def _eigenpairs(self, curvature: Curvature) -> tuple[Vector, Vector, int]:
         """Eigenvalues ``(k,)``, eigenvectors ``(p, k)``, and the products that they took."""
@@ -95,3 +94,37 @@ class Arnoldi(Preconditioner):
         except ArpackNoConvergence as error:
             values, vectors = error.eigenvalues, error.eigenvectors
         return values, vectors, products
+
+
+@dataclass(frozen=True, eq=False)
+class Leading:
+    """v -> Q diag(1 / (e + λ)) Qᵀ v.
+
+    Args:
+        damped: e + λ, ``(k,)``.
+        vectors: Q, ``(p, k)``.
+        like: the parameters.
+        notes: of every solution, besides how much of its v was kept.
+    """
+
+    damped: Vector
+    vectors: Vector
+    like: Params
+    notes: Mapping[str, Any]
+
+    def __call__(self, vector: Params) -> Solution:
+        v = flatten(vector)
+        inside = self.vectors.T @ v
+        left = float(np.linalg.norm(v - self.vectors @ inside) / np.linalg.norm(v)) if v.any() else 0.0
+        solved = unflatten(self.vectors @ (inside / self.damped), self.like)
+        return Solution(solved, {**self.notes, "residual": left, "captured": 1 - left**2})
+
+    def quadratic(self, pieces: Pieces, power: int = 1) -> Tensor:
+        """gᵢᵀ P^power gᵢ of every sample, ``(B,)``."""
+        inside = torch.stack([products(each, self._directions[name]) for name, each in pieces]).sum(0)
+        return inside**2 @ inverted(torch.from_numpy(self.damped).to(inside), power)
+
+    @cached_property
+    def _directions(self) -> Params:
+        """The eigenvectors in the shapes of the parameters, ``(k, *shape)``."""
+        return unflatten(self.vectors.T, self.like)

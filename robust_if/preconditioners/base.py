@@ -5,10 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
 
 from robust_if.data import Samples
 from robust_if.layers import Factors
+from robust_if.pieces import Pieces, squares
 from robust_if.sweep import Sweep
 from robust_if.task import Params, Task
 
@@ -31,6 +35,19 @@ class Solution:
 Inverse = Callable[[Params], Solution]
 
 
+@runtime_checkable
+class Quadratic(Protocol):
+    """An inverse P that also measures the gradients of single samples, without a solution for each of them."""
+
+    def __call__(self, vector: Params, /) -> Solution:
+        """P v."""
+        ...
+
+    def quadratic(self, pieces: Pieces, power: int = 1) -> Tensor:
+        """gᵢᵀ P gᵢ of every sample, ``(B,)``; with ``power`` 2 gᵢᵀ P² gᵢ, the squared length of P gᵢ."""
+        ...
+
+
 class Preconditioner(ABC):
     """How the curvature C of the mean training loss is approximated and inverted. Subclasses are frozen dataclasses.
 
@@ -42,6 +59,8 @@ class Preconditioner(ABC):
     reads_factors: ClassVar[bool] = False
     #: Whether (C + λI)⁻¹ v comes out in its own scale, so that a score predicts a change of the target; else it only ranks.
     to_scale: ClassVar[bool] = True
+    #: Whether what ``build`` returns is :class:`Quadratic`.
+    has_quadratic: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -68,10 +87,28 @@ class Identity(Preconditioner):
     """No curvature: (C + λI)⁻¹ is replaced by I, which makes influence the inner product (IP, TracIn)."""
 
     to_scale: ClassVar[bool] = False
+    has_quadratic: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
         return "ip"
 
     def build(self, task: Task, params: Params, data: Samples, sweep: Sweep, factors: Factors | None = None) -> Inverse:
-        return Solution
+        return Unchanged()
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """v -> v."""
+
+    def __call__(self, vector: Params) -> Solution:
+        return Solution(vector)
+
+    def quadratic(self, pieces: Pieces, power: int = 1) -> Tensor:
+        """‖gᵢ‖² of every sample, ``(B,)``, whatever the power."""
+        return torch.stack([squares(each) for _, each in pieces]).sum(0)
+
+
+def inverted(damped: Tensor, power: int = 1) -> Tensor:
+    """Eigenvalues of C + λI to the power of −``power``; a direction with neither curvature nor damping is left out."""
+    return torch.where(damped > 0, damped**-power, 0.0)

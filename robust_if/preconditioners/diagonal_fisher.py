@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from robust_if.data import Samples
 from robust_if.layers import Factors, Live
-from robust_if.pieces import second_moment
-from robust_if.preconditioners.base import Inverse, Preconditioner, Solution
+from robust_if.pieces import Pieces, second_moment, squares
+from robust_if.preconditioners.base import Inverse, Preconditioner, Solution, inverted
 from robust_if.sweep import Sweep
 from robust_if.task import Params, Task
 
@@ -32,6 +33,7 @@ class DiagonalFisher(Preconditioner):
     """
 
     reads_factors: ClassVar[bool] = True
+    has_quadratic: ClassVar[bool] = True
 
     damping: float | None = None
 
@@ -46,15 +48,29 @@ class DiagonalFisher(Preconditioner):
         total = _second_moments(params, factors or Live.of(task, params, data, sweep.batch_size))
         diagonal = {name: value / len(data) for name, value in total.items()}
         damping = {name: 0.1 * float(value.mean()) if self.damping is None else self.damping for name, value in diagonal.items()}
-        notes = {"damping": damping if self.damping is None else self.damping}
+        damped = {name: value + damping[name] for name, value in diagonal.items()}
+        return Diagonal(damped, {"damping": damping if self.damping is None else self.damping})
 
-        def inverse(direction: Params) -> Solution:
-            damped = {name: value + damping[name] for name, value in diagonal.items()}
-            # a parameter that no sample depends on has neither curvature nor damping, and is left out
-            solved = {name: torch.where(value > 0, direction[name] / value, 0.0) for name, value in damped.items()}
-            return Solution(solved, notes)
 
-        return inverse
+@dataclass(frozen=True, eq=False)
+class Diagonal:
+    """v -> v divided entry by entry.
+
+    Args:
+        damped: the diagonal of C + λI, with the shapes of the parameters.
+        notes: of every solution.
+    """
+
+    damped: Params
+    notes: Mapping[str, Any]
+
+    def __call__(self, vector: Params) -> Solution:
+        # a parameter that no sample depends on has neither curvature nor damping, and is left out
+        return Solution({name: torch.where(value > 0, vector[name] / value, 0.0) for name, value in self.damped.items()}, self.notes)
+
+    def quadratic(self, pieces: Pieces, power: int = 1) -> Tensor:
+        """gᵢᵀ P^power gᵢ of every sample, ``(B,)``."""
+        return torch.stack([squares(each, inverted(self.damped[name], power)) for name, each in pieces]).sum(0)
 
 
 def diagonal_fisher(task: Task, params: Params, data: Sequence[Samples], batch_size: int = 256) -> Params:

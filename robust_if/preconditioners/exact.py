@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from robust_if.curvature import LARGEST, Curvature, Kind, automatic_damping, check, flatten, unflatten
 from robust_if.data import Samples
 from robust_if.layers import Factors
+from robust_if.pieces import CHUNK, Pieces, dense
 from robust_if.preconditioners.base import Inverse, Preconditioner, Solution
 from robust_if.sweep import Sweep
 from robust_if.task import Params, Task
@@ -28,6 +32,8 @@ class Exact(Preconditioner):
 
     Source: Koh and Liang 2017, "Understanding Black-box Predictions via Influence Functions" (arXiv 1703.04730), equation 2.
     """
+
+    has_quadratic: ClassVar[bool] = True
 
     curvature: Kind = "ggn"
     damping: float | None = None
@@ -56,12 +62,43 @@ class Exact(Preconditioner):
                 f"damping: the {self.curvature} plus {damping:.3g} is not positive definite, its lowest eigenvalue is {lowest:.3g}; "
                 f"raise damping above {damping - lowest:.3g}"
             )
+        return DenseInverse(matrix, factor, damping)
 
-        def inverse(vector: Params) -> Solution:
-            v = torch.from_numpy(flatten(vector))
-            x = torch.cholesky_solve(v[:, None], factor)[:, 0]
-            residual = ((matrix @ x - v).norm() / v.norm()).item() if v.any() else 0.0
-            notes = {"damping": damping, "iterations": 0, "residual": residual, "converged": residual <= 1e-6}
-            return Solution(unflatten(x.numpy(), params), notes)
 
-        return inverse
+@dataclass(frozen=True, eq=False)
+class DenseInverse:
+    """v -> (C + λI)⁻¹ v.
+
+    Args:
+        matrix: C + λI, ``(p, p)`` float64 on the CPU.
+        factor: its Cholesky factor.
+        damping: λ.
+    """
+
+    matrix: Tensor
+    factor: Tensor
+    damping: float
+
+    def __call__(self, vector: Params) -> Solution:
+        v = torch.from_numpy(flatten(vector))
+        x = torch.cholesky_solve(v[:, None], self.factor)[:, 0]
+        residual = ((self.matrix @ x - v).norm() / v.norm()).item() if v.any() else 0.0
+        notes = {"damping": self.damping, "iterations": 0, "residual": residual, "converged": residual <= 1e-6}
+        return Solution(unflatten(x.numpy(), vector), notes)
+
+    def quadratic(self, pieces: Pieces, power: int = 1) -> Tensor:
+        """gᵢᵀ P^power gᵢ of every sample, ``(B,)``, by a solution for each."""
+        parts = []
+        for grads in _rows(pieces):
+            solved = torch.cholesky_solve(grads.mT, self.factor).mT
+            parts.append(((grads if power == 1 else solved) * solved).sum(1))
+        return torch.cat(parts)
+
+
+def _rows(pieces: Pieces) -> Iterator[Tensor]:
+    """Whole gradients, ``(b, p)`` float64 on the CPU, of as many samples at a time as may be formed at once."""
+    found = [each for _, each in pieces]
+    step = max(1, CHUNK // sum(each[0].size for each in found))
+    for start in range(0, len(found[0][0]), step):
+        rows = slice(start, start + step)
+        yield torch.cat([dense([piece.take(rows) for piece in each]).to("cpu", torch.float64) for each in found], 1)

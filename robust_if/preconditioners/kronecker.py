@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from robust_if.data import Samples, batches
 from robust_if.fisher import Fisher, check_fisher, fisher_gradients
 from robust_if.gradients import per_sample
 from robust_if.layers import Factors, LayerGradients, Live
-from robust_if.pieces import Dense, Piece
+from robust_if.pieces import Dense, Piece, Pieces
 from robust_if.preconditioners.base import Inverse, Preconditioner, Solution
 from robust_if.preconditioners.diagonal_fisher import check_damping
 from robust_if.preconditioners.spectra import Block, Spectrum, Sums, blocks, turned_squares
@@ -53,6 +55,8 @@ class KFAC(Preconditioner):
         ValueError: for a damping or number of samples that is not positive, or an unknown ``fisher``.
     """
 
+    has_quadratic: ClassVar[bool] = True
+
     damping: float | None = None
     fisher: Fisher = "sampled"
     samples: int | None = 1500
@@ -79,15 +83,7 @@ class KFAC(Preconditioner):
         spectra = self._spectra(gradients, parts, data, sweep)
         damping = {name: 0.1 * float(each.values.mean()) if self.damping is None else self.damping for name, each in spectra.items()}
         notes = {"damping": damping if self.damping is None else self.damping, "blocks": kinds, "samples": min(self.samples or len(data), len(data))}
-
-        def inverse(direction: Params) -> Solution:
-            solved: Params = {}
-            for part in parts:
-                lead = part.names[0]
-                solved |= part.split(spectra[lead].solve(part.join(direction), damping[lead]), direction)
-            return Solution({name: solved[name] for name in direction}, notes)
-
-        return inverse
+        return BlockInverse(parts, spectra, damping, notes)
 
     def _spectra(self, gradients: LayerGradients, parts: list[Block], data: Samples, sweep: Sweep) -> dict[str, Spectrum]:
         """The spectrum of every block, by its first parameter."""
@@ -114,6 +110,42 @@ class KFAC(Preconditioner):
         if live.gradients.params:
             for _, pieces in sweep.progress(live.blocks(), f"{self.name}: {title}"):
                 yield from pieces
+
+
+@dataclass(frozen=True, eq=False)
+class BlockInverse:
+    """v -> (C + λI)⁻¹ v, block by block.
+
+    Args:
+        parts: the blocks.
+        spectra, damping: of every block, by its first parameter.
+        notes: of every solution.
+    """
+
+    parts: Sequence[Block]
+    spectra: Mapping[str, Spectrum]
+    damping: Mapping[str, float]
+    notes: Mapping[str, Any]
+
+    def __call__(self, vector: Params) -> Solution:
+        solved: Params = {}
+        for part in self.parts:
+            lead = part.names[0]
+            solved |= part.split(self.spectra[lead].solve(part.join(vector), self.damping[lead]), vector)
+        return Solution({name: solved[name] for name in vector}, self.notes)
+
+    def quadratic(self, pieces: Pieces, power: int = 1) -> Tensor:
+        """gᵢᵀ P^power gᵢ of every sample, ``(B,)``, from the factors turned into every block's eigenbasis."""
+        owners = {name: part for part in self.parts for name in part.names}
+        found: dict[str, list[list[Piece]]] = {part.names[0]: [] for part in self.parts}
+        terms = []
+        for name, each in pieces:
+            part = owners[name]
+            lead = part.names[0]
+            found[lead].append(each)
+            if len(found[lead]) == len(part.names):  # nothing is kept any longer than until its block is complete
+                terms.append(self.spectra[lead].quadratic(part, found.pop(lead), self.damping[lead], power))
+        return torch.stack(terms).sum(0)
 
 
 @dataclass(frozen=True)

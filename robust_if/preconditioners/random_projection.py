@@ -14,8 +14,8 @@ from torch import Tensor
 from robust_if.data import Samples
 from robust_if.fisher import Fisher, check_fisher, fisher_gradients
 from robust_if.layers import Factors, Live
-from robust_if.pieces import Outer, Piece, Rows
-from robust_if.preconditioners.base import Inverse, Preconditioner, Solution
+from robust_if.pieces import Outer, Piece, Pieces, Rows
+from robust_if.preconditioners.base import Inverse, Preconditioner, Solution, inverted
 from robust_if.preconditioners.diagonal_fisher import check_damping
 from robust_if.sweep import Sweep
 from robust_if.task import Params, Task
@@ -48,6 +48,7 @@ class RandomProjection(Preconditioner):
 
     reads_factors: ClassVar[bool] = True
     to_scale: ClassVar[bool] = False
+    has_quadratic: ClassVar[bool] = True
 
     size: int = 1024
     damping: float | None = None
@@ -110,6 +111,14 @@ class Subspace:
             {"damping": self.damping, "size": len(self.values)},
         )
 
+    def quadratic(self, pieces: Pieces, power: int = 1) -> Tensor:
+        """gᵢᵀ Q^power gᵢ of every sample, ``(B,)``, with Q the whole map v -> Pᵀ (P C Pᵀ + λI)⁻¹ P v."""
+        features = torch.cat([self.projections[name].gradients(each) for name, each in pieces], 1)
+        if power == 1:
+            return (features @ self.vectors) ** 2 @ inverted(self.values + self.damping)
+        solved = self.solve(features)
+        return torch.stack([self.projections[name].stretch * (part**2).sum(1) for name, part in solved.items()]).sum(0)
+
     def solve(self, features: Tensor) -> dict[str, Tensor]:
         """(P C Pᵀ + λI)⁻¹ φ of every row φ of ``features (B, k)``, by parameter."""
         damped = self.values + self.damping
@@ -145,6 +154,11 @@ class Projection:
     def size(self) -> int:
         """Numbers in a projected gradient."""
         return len(self.left) * len(self.right)
+
+    @property
+    def stretch(self) -> float:
+        """By how much :meth:`back` makes squared lengths larger, the same for all: the rows of both sides are orthogonal and of one length."""
+        return self.left.shape[1] / len(self.left) * self.right.shape[1] / len(self.right)
 
     def matrix(self, values: Tensor) -> Tensor:
         """A tensor like the parameter, projected: ``(k, l)``."""

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robust_if.pieces import CHUNK, Outer, Piece, Pieces, dense, second_moment
+from robust_if.pieces import CHUNK, Outer, Piece, Pieces, dense, second_moment, squares
+from robust_if.preconditioners.base import inverted
 from robust_if.task import Params
 
 #: Largest side of a Kronecker factor, whose eigenvectors are computed; a layer beyond it is taken by its diagonal.
@@ -90,6 +91,21 @@ class Spectrum:
         solved = torch.where(damped > 0, turned / damped, 0.0)
         return solved if self.basis is None else self.basis[0] @ solved @ self.basis[1].mT
 
+    def quadratic(self, block: Block, found: list[list[Piece]], damping: float, power: int) -> Tensor:
+        """gᵢᵀ (C + λI)^−power gᵢ for every sample, ``(B,)``, from the pieces of each of the block's parameters."""
+        weights = inverted(self.values + damping, power)
+        if self.basis is None:
+            return squares(found[0], weights)
+        left, right = self.basis
+        if block.kind == "kronecker" and not isinstance(found[0][0], Outer):  # a store keeps the gradients of convolutions as they are
+            grads = torch.cat([dense(each).view(len(each[0]), block.shape[0], -1) for each in found], 2)
+            return (left.mT @ (grads.to(right) @ right)).flatten(1) ** 2 @ weights.flatten()
+        piece, joined = block.outer(found[0]), len(block.names) > 1
+        if piece.a.shape[1] == 1:
+            a, b = _turned_factors(piece, self.basis, joined)
+            return ((b[:, 0] ** 2 @ weights) * a[:, 0] ** 2).sum(1)
+        return torch.cat([turned.flatten(1) ** 2 @ weights.flatten() for turned in _turned(piece, self.basis, joined)])
+
 
 class Sums:
     """Running sums over the samples from which a block's spectrum follows.
@@ -134,29 +150,39 @@ def turned_squares(block: Block, pieces: list[Piece], basis: tuple[Tensor, Tenso
 
     With one position per sample the square of an outer product is the outer product of the squares, and no gradient is formed.
     """
-    piece, (left, right) = block.outer(pieces), basis
-    joined = len(block.names) > 1
-    (_, positions, inner), outer = piece.a.shape, piece.b.shape[2]
-
-    def turned_input(a: Tensor) -> Tensor:
-        return a.to(right) @ right[:inner] + right[-1] if joined else a.to(right) @ right
-
-    if positions == 1:
-        a, b = turned_input(piece.a[:, 0]), piece.b[:, 0].to(left) @ left
-        return (b**2).mT @ a**2
-    form_first = outer * inner * (outer + inner) < positions * (outer**2 + inner**2)
-    total, step = torch.zeros_like(right.new_empty(block.shape)), max(1, CHUNK // (block.shape[0] * block.shape[1]))
-    for start in range(0, len(piece), step):
-        part = piece.take(slice(start, start + step))
-        a, b = part.a.to(right), part.b.to(left)
-        if form_first:
-            grads = torch.bmm(b.mT, a)
-            grads = torch.cat([grads, b.sum(1)[:, :, None]], 2) if joined else grads
-            turned = left.mT @ (grads @ right)
-        else:
-            turned = torch.bmm((b @ left).mT, turned_input(a))
+    piece, joined = block.outer(pieces), len(block.names) > 1
+    if piece.a.shape[1] == 1:
+        a, b = _turned_factors(piece, basis, joined)
+        return (b[:, 0] ** 2).mT @ a[:, 0] ** 2
+    total = torch.zeros_like(basis[1].new_empty(block.shape))
+    for turned in _turned(piece, basis, joined):
         total += (turned**2).sum(0)
     return total
+
+
+def _turned_factors(piece: Outer, basis: tuple[Tensor, Tensor], joined: bool) -> tuple[Tensor, Tensor]:
+    """The factors in the basis, ``(B, T, columns)`` and ``(B, T, rows)``; the input of a ``joined`` bias is 1."""
+    left, right = basis
+    a = piece.a.to(right) @ right[: piece.a.shape[2]]
+    return a + right[-1] if joined else a, piece.b.to(left) @ left
+
+
+def _turned(piece: Outer, basis: tuple[Tensor, Tensor], joined: bool) -> Iterator[Tensor]:
+    """leftᵀ G_i right, ``(b, rows, columns)``, for as many samples at a time as may be formed at once."""
+    left, right = basis
+    (_, positions, inner), outer = piece.a.shape, piece.b.shape[2]
+    form_first = outer * inner * (outer + inner) < positions * (outer**2 + inner**2)
+    step = max(1, CHUNK // (len(left) * len(right)))
+    for start in range(0, len(piece), step):
+        part = piece.take(slice(start, start + step))
+        if form_first:
+            a, b = part.a.to(right), part.b.to(left)
+            grads = torch.bmm(b.mT, a)
+            grads = torch.cat([grads, b.sum(1)[:, :, None]], 2) if joined else grads
+            yield left.mT @ (grads @ right)
+        else:
+            a, b = _turned_factors(part, basis, joined)
+            yield torch.bmm(b.mT, a)
 
 
 def _positions(values: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from oracles import flat, hessian, matrix, minimise, sample_gradients
 from robust_if import (
     Checkpoint,
     ConjugateGradient,
+    DataInf,
     Ensemble,
     FlatMinima,
     GradNorm,
@@ -34,12 +35,18 @@ from robust_if import (
     Utility,
 )
 from robust_if.attacks.targets import AdversarialLoss
+from robust_if.estimators import Combined
 from robust_if.fairness.targets import DemographicParity
 from robust_if.targets import Target
 from robust_if.task import Batch, Params
 from unchanged import untouched
 
 EVERY_ESTIMATOR = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+#: Without those whose score of a sample is its rank among the others.
+OF_SINGLE_SAMPLES = pytest.mark.parametrize(
+    "estimator", [each for each in ESTIMATORS.values() if not isinstance(each, Combined)],
+    ids=[name for name, each in ESTIMATORS.items() if not isinstance(each, Combined)],
+)  # fmt: skip
 EVERY_MODEL = pytest.mark.parametrize("name", NAMES)
 SOME_MODELS = pytest.mark.parametrize("name", ["cnn", "regression"])
 TABLE = pytest.mark.parametrize("kind", TARGETS)
@@ -137,10 +144,33 @@ def test_cosine_and_layer_forms_are_their_formulas(name: str) -> None:
     assert relative(scores(InnerProduct(normalise="layer"), c), -np.mean(by_layer, axis=0)) <= 1e-10
 
 
-def test_cosine_of_a_sample_without_gradient_is_zero() -> None:
+def layerwise_units(grads: dict[str, Tensor], layers: list[list[str]]) -> np.ndarray:
+    """The gradients as rows ``(n, p)``, each layer of each scaled to length 1."""
+    parts = [matrix({name: grads[name] for name in names}) for names in layers]
+    return np.concatenate([rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300) for rows in parts], 1)
+
+
+@pytest.mark.parametrize("normalise", ["cosine", "layer"])
+def test_gas_over_three_checkpoints_is_its_definition(normalise: Any) -> None:
+    c, weights = case("mlp"), (0.3, 0.1, 0.02)
+    checkpoints = [Checkpoint.of(c.task.reset(seed).model, weight) for seed, weight in enumerate(weights)]
+    analysed = c.valid.take([4])  # one test instance, whose loss is the target
+    names = list(c.task.params())
+    layers = [names] if normalise == "cosine" else [names[k : k + 2] for k in range(0, len(names), 2)]
+    expected = np.zeros(TRAIN)
+    for checkpoint in checkpoints:
+        task = c.task.at(checkpoint.state)
+        own, other = (layerwise_units(sample_gradients(task, part), layers) for part in (c.train, analysed))
+        expected += checkpoint.weight * own @ other[0] / len(layers)
+    got = scores(InnerProduct(normalise=normalise), c, target=Utility(analysed), checkpoints=checkpoints)
+    assert relative(got, -expected) <= 1e-10  # positive is harmful here, helpful there
+
+
+@pytest.mark.parametrize("normalise", ["cosine", "relatif", "theta-relatif"])
+def test_normalised_score_of_a_sample_without_gradient_is_zero(normalise: Any) -> None:
     c = case("mlp")
     task = Task(c.task.model, lambda outputs, batch: outputs.square().sum(1) * (batch[1] > 0))
-    got = scores(InnerProduct(normalise="cosine"), replace(c, task=task))
+    got = scores(InnerProduct(normalise=normalise), replace(c, task=task))
     assert np.array_equal(got == 0, (c.train.labels == 0).numpy())
 
 
@@ -320,7 +350,7 @@ def test_scores_follow_a_permutation_of_the_data(estimator: Any, name: str, orde
 
 
 @SOME_MODELS
-@EVERY_ESTIMATOR
+@OF_SINGLE_SAMPLES
 def test_equal_samples_have_equal_scores(estimator: Any, name: str) -> None:
     c = case(name)
     twice = [*range(TRAIN), *range(TRAIN)]
@@ -347,7 +377,7 @@ def test_single_precision_is_close_to_double(estimator: Any, name: str) -> None:
     assert relative(single, double) <= 1e-3
 
 
-@EVERY_ESTIMATOR
+@OF_SINGLE_SAMPLES
 def test_what_is_scored_may_differ_from_the_training_data(estimator: Any) -> None:
     c = case("mlp")
     some = c.train.take([3, 0, 7])
@@ -356,7 +386,7 @@ def test_what_is_scored_may_differ_from_the_training_data(estimator: Any) -> Non
     assert relative(got.values, scores(estimator, c)[[3, 0, 7]]) <= 1e-10
 
 
-@EVERY_ESTIMATOR
+@OF_SINGLE_SAMPLES
 def test_scores_over_checkpoints_are_the_weighted_sum(estimator: Any) -> None:
     c = case("mlp")
     tasks = [c.task, c.task.reset(5)]
@@ -485,7 +515,8 @@ def test_fewer_parameters_are_another_score(estimator: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: InnerProduct(normalise="l2"), "normalise: expected 'none', 'cosine' or 'layer', got 'l2'"),  # type: ignore[arg-type]
+        (lambda: InnerProduct(normalise="l2"), "normalise: expected one of 'none', 'cosine', 'layer', 'relatif', 'theta-relatif', got 'l2'"),  # type: ignore[arg-type]
+        (lambda: InnerProduct(DataInf(), "relatif"), "normalise: 'relatif' needs gᵀ P g of every single sample, which DataInf does not give; use Id"),
         (lambda: FlatMinima(fisher="test"), "fisher: expected 'held_out' or 'train', got 'test'"),  # type: ignore[arg-type]
         (lambda: FlatMinima(damping=0), "damping: expected a positive number, got 0"),
         (lambda: Ensemble(members=0), "members: expected at least 1, got 0"),
