@@ -9,13 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from robust_if.formats.images import stack
-from robust_if.formats.parts import Columns, Names, Parts, Save, fresh, require, resolve
-from robust_if.formats.tables import from_frame
+from robust_if.formats.images import png, stack
+from robust_if.formats.parts import Columns, Copy, Names, Parts, Save, fresh, require, resolve
+from robust_if.formats.tables import changes, from_frame, replaced
 
 
 def is_saved(path: Path) -> bool:
@@ -35,7 +33,7 @@ def read_saved(path: Path, names: Names) -> Parts:
     images = [name for name, feature in data.features.items() if type(feature).__name__ == "Image"]
     frame = data.select_columns([name for name in data.column_names if name not in images]).to_pandas()
     _name_classes(frame, data.features[columns.label], [name for name in (columns.label, columns.truth) if name is not None])
-    save = partial(_write_saved, path, columns.label)
+    save = partial(_write_saved, path, columns.label, images)
     return _image_parts(data, frame, images, columns, save) if images else from_frame(frame, columns, save)
 
 
@@ -72,14 +70,22 @@ def _image_parts(data: Any, frame: pd.DataFrame, images: list[str], columns: Col
     )
 
 
-def _write_saved(path: Path, label: str, folder: Path, rows: NDArray[np.int64], labels: NDArray[Any]) -> Path:
+def _write_saved(path: Path, label: str, images: list[str], folder: Path, copy: Copy) -> Path:
     data = _load(path)
-    feature = data.features[label]
     # In memory: otherwise the library leaves its cache files in the folder of the input.
-    kept = data.select(rows.tolist(), keep_in_memory=True).flatten_indices(keep_in_memory=True)
-    values = [_stored(feature, value) for value in labels.tolist()]
+    kept = data.select(copy.rows.tolist(), keep_in_memory=True).flatten_indices(keep_in_memory=True)
+    columns = {label: [_stored(data.features[label], value) for value in copy.labels.tolist()]}
+    if isinstance(copy.features, pd.DataFrame):
+        columns |= {name: replaced(kept.data.column(name), at, values).to_pylist() for name, at, values in changes(copy)}
+    elif copy.changed.any():
+        files = kept.data.column(images[0]).to_pylist()
+        columns[images[0]] = [
+            {"bytes": png(image), "path": None} if changed else file for file, image, changed in zip(files, copy.features, copy.changed, strict=True)
+        ]
     target = fresh(folder / path.resolve().name)
-    kept.remove_columns(label).add_column(label, values, feature=feature).select_columns(data.column_names).save_to_disk(str(target))
+    for name, values in columns.items():
+        kept = kept.remove_columns(name).add_column(name, values, feature=data.features[name])
+    kept.select_columns(data.column_names).save_to_disk(str(target))
     return target
 
 

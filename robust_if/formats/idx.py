@@ -11,13 +11,12 @@ import struct
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robust_if.formats.images import from_array
-from robust_if.formats.parts import Names, Parts, fresh
+from robust_if.formats.images import from_array, to_array
+from robust_if.formats.parts import Copy, Names, Parts, fresh
 
 PATTERN = "*images*idx3*"
 
@@ -65,13 +64,16 @@ def parse(path: Path, *, axes: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _write_idx(images: Path, labels: Path, folder: Path, rows: NDArray[np.int64], new: NDArray[Any]) -> Path:
-    wrong = [label for label in np.unique(new).tolist() if not (isinstance(label, int) and 0 <= label <= 255)]
+def _write_idx(images: Path, labels: Path, folder: Path, copy: Copy) -> Path:
+    wrong = [label for label in np.unique(copy.labels).tolist() if not (isinstance(label, int) and 0 <= label <= 255)]
     if wrong:
         raise ValueError(f"labels: an IDX file holds integers from 0 to 255, got {wrong[:5]}")
     targets = [fresh(folder / images.name), fresh(folder / labels.name)]
-    _dump(targets[0], parse(images, axes=3)[rows], compress=_compressed(images))
-    _dump(targets[1], new.astype(np.uint8), compress=_compressed(labels))
+    assert isinstance(copy.features, np.ndarray)
+    pixels = parse(images, axes=3)[copy.rows]
+    pixels[copy.changed] = to_array(copy.features[copy.changed], pixels, images.name)
+    _dump(targets[0], pixels, compress=_compressed(images))
+    _dump(targets[1], copy.labels.astype(np.uint8), compress=_compressed(labels))
     return targets[0]
 
 

@@ -1,4 +1,8 @@
-"""A folder of images, one sub-folder per class: ``class/*.png`` or ``class/*.jpg``. The id of an image is its path inside the folder."""
+"""A folder of images, one sub-folder per class: ``class/*.png`` or ``class/*.jpg``. The id of an image is its path inside the folder.
+
+An image that did not change is copied byte by byte. One that did is written as PNG, whatever it was, because JPEG would change it again; so
+``cat/1.jpg`` becomes ``cat/1.png``.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robust_if.formats.images import stack
-from robust_if.formats.parts import Names, Parts, fresh, require
+from robust_if.formats.images import png, stack
+from robust_if.formats.parts import Copy, Names, Parts, fresh, require
 
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 
@@ -41,6 +45,7 @@ def read_folder(path: Path, names: Names) -> Parts:
         labels=np.array([file.parent.name for file in files]),
         save=partial(_write_folder, path, files),
         ids=np.array([file.relative_to(path).as_posix() for file in files]),
+        renamed=partial(_places, files),
     )
 
 
@@ -59,17 +64,32 @@ def _opened(path: Path, files: list[Path]) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"{file}: the image cannot be read, {error}") from error
 
 
-def _write_folder(path: Path, files: list[Path], folder: Path, rows: NDArray[np.int64], labels: NDArray[Any]) -> Path:
-    names = [str(label) for label in labels.tolist()]
+def _places(files: list[Path], copy: Copy) -> NDArray[Any]:
+    """The (m,) paths of the images inside the copy."""
+    names = [str(label) for label in copy.labels.tolist()]
     for name in set(names):
         if name in ("", ".", "..") or Path(name).name != name:
             raise ValueError(f"labels: expected names of sub-folders, got {name!r}")
+    kept = [files[row] for row in copy.rows]
+    wanted = [file.with_suffix(".png").name if changed else file.name for file, changed in zip(kept, copy.changed, strict=True)]
+    places: dict[int, str] = {}
+    taken: set[str] = set()
+    # Files that stay where they are come first, so that one that moves never takes the name of another.
+    for i in sorted(range(len(kept)), key=lambda i: (kept[i].parent.name, kept[i].name) != (names[i], wanted[i])):
+        place = wanted[i]
+        while f"{names[i]}/{place}" in taken:
+            place = f"{kept[i].parent.name}_{place}"
+        places[i] = f"{names[i]}/{place}"
+        taken.add(places[i])
+    return np.array([places[i] for i in range(len(kept))])
+
+
+def _write_folder(path: Path, files: list[Path], folder: Path, copy: Copy) -> Path:
+    places = _places(files, copy)
     target = fresh(folder / path.resolve().name)
-    kept = list(zip((files[row] for row in rows), names, strict=True))
-    # Files that stay in their class come first, so that a corrected one never takes the name of another.
-    for file, name in sorted(kept, key=lambda pair: pair[0].parent.name != pair[1]):
-        place = target / name / file.name
-        if place.exists():
-            place = place.with_name(f"{file.parent.name}_{file.name}")
-        shutil.copyfile(file, fresh(place))
+    for row, place, image, changed in zip(copy.rows, places, copy.features, copy.changed, strict=True):
+        if changed:
+            fresh(target / place).write_bytes(png(image))
+        else:
+            shutil.copyfile(files[row], fresh(target / place))
     return target

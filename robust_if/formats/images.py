@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from robust_if.formats.parts import require
 
 CHANNELS = {1, 3, 4}
 MODES = ("L", "RGB", "RGBA")
@@ -46,6 +49,31 @@ def stack(images: Iterable[tuple[str, Any]]) -> NDArray[np.float32]:
         arrays.append(np.asarray(image))
     pixels = np.stack(arrays)
     return _unit(pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2), "images")
+
+
+def to_array(images: NDArray[np.float32], like: NDArray[Any], name: str) -> NDArray[Any]:
+    """Images (m, C, H, W) in [0, 1] in the type and the layout of ``like``, from which :func:`from_array` made such images.
+
+    Raises:
+        ValueError: if they are brighter than an integer type can hold.
+    """
+    values = images if like.dtype.kind == "f" else np.rint(images * 255)
+    if like.dtype.kind != "f" and values.size and values.max() > np.iinfo(like.dtype).max:
+        raise ValueError(f"{name}: {like.dtype} holds pixels up to {np.iinfo(like.dtype).max}, got {int(values.max())}; save the images as uint8")
+    if like.ndim == 3:
+        values = values[:, 0]
+    elif like.shape[1] not in CHANNELS:
+        values = values.transpose(0, 2, 3, 1)
+    return values.astype(like.dtype)
+
+
+def png(image: NDArray[np.float32]) -> bytes:
+    """One image (C, H, W) in [0, 1] as a PNG file of 8 bits, which loses nothing but the rounding."""
+    pillow = require("PIL.Image", "writing images", "pillow")
+    pixels = np.rint(image * 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    pillow.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _size(size: tuple[int, int]) -> str:

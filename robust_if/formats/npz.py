@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robust_if.formats.images import from_array
-from robust_if.formats.parts import Kind, Names, Parts, fresh, kind_of, one_of, resolve
+from robust_if.formats.images import from_array, to_array
+from robust_if.formats.parts import Copy, Kind, Names, Parts, fresh, kind_of, one_of, resolve
 
 FEATURES = ("x", "images", "data")
 
@@ -36,7 +36,7 @@ def read_npz(path: Path, names: Names) -> Parts:
         kind=kind,
         features=features,
         labels=_column(arrays, columns.label, len(features)),
-        save=partial(_write_npz, path, columns.label, len(features)),
+        save=partial(_write_npz, path, x, columns.label, len(features)),
         ids=None if columns.id is None else _column(arrays, columns.id, len(features)),
         truth=None if columns.truth is None else _column(arrays, columns.truth, len(features)),
     )
@@ -89,10 +89,26 @@ def _cast(labels: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return cast
 
 
-def _write_npz(path: Path, label: str, n: int, folder: Path, rows: NDArray[np.int64], labels: NDArray[Any]) -> Path:
+def _changed(x: NDArray[Any], name: str, copy: Copy) -> NDArray[Any]:
+    """The features ``x`` of the samples that stay, (m, …), with what changed."""
+    if not copy.changed.any():
+        return x
+    if not isinstance(copy.features, pd.DataFrame):
+        new = to_array(copy.features[copy.changed], x, name)
+    elif x.dtype.kind == "U":
+        new = copy.features.to_numpy()[copy.changed].astype(str)
+        x = x.astype(np.promote_types(x.dtype, new.dtype))  # a longer string is not cut
+    else:
+        new = copy.features.to_numpy()[copy.changed]
+    x[copy.changed.reshape(x.shape) if isinstance(copy.features, pd.DataFrame) else copy.changed] = new
+    return x
+
+
+def _write_npz(path: Path, features: str, label: str, n: int, folder: Path, copy: Copy) -> Path:
     arrays = _arrays(path)
-    kept = {name: array[rows] if array.ndim and len(array) == n else array for name, array in arrays.items()}
-    kept[label] = _cast(labels, arrays[label].dtype).reshape(len(rows), *arrays[label].shape[1:])
+    kept = {name: array[copy.rows] if array.ndim and len(array) == n else array for name, array in arrays.items()}
+    kept[features] = _changed(kept[features], features, copy)
+    kept[label] = _cast(copy.labels, arrays[label].dtype).reshape(len(copy.rows), *arrays[label].shape[1:])
     with zipfile.ZipFile(path) as archive:
         compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
     target = fresh(folder / path.name)

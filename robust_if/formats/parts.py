@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 Kind = Literal["table", "image", "text"]
 Features = pd.DataFrame | NDArray[np.float32]
-Save = Callable[[Path, NDArray[np.int64], NDArray[Any]], Path]
 
 LABELS = ("label", "labels", "target", "targets", "class", "y")
 
@@ -38,10 +37,31 @@ class Columns:
 
 
 @dataclass(frozen=True, eq=False)
+class Copy:
+    """m samples of a file as they are to be written.
+
+    Args:
+        rows: (m,) their positions in the file.
+        labels: (m,).
+        features: of m samples; only what ``changed`` marks is written, all else is copied from the file.
+        changed: (m, columns) true where a cell of a table is not that of the file; (m,) true where an image is not.
+    """
+
+    rows: NDArray[np.int64]
+    labels: NDArray[Any]
+    features: Features
+    changed: NDArray[np.bool_]
+
+
+Save = Callable[[Path, Copy], Path]
+
+
+@dataclass(frozen=True, eq=False)
 class Parts:
     """One file as its reader found it, unchecked.
 
-    ``save(folder, rows, labels)`` writes the samples at ``rows`` of the file with those labels into ``folder``, in the file's own format.
+    ``save(folder, copy)`` writes samples into ``folder``, in the file's own format. ``renamed(copy)`` are the ids that they then have, where the
+    format does not carry them over: by default they stay, and row numbers start afresh.
     """
 
     kind: Kind
@@ -50,6 +70,7 @@ class Parts:
     save: Save
     ids: Any = None
     truth: Any = None
+    renamed: Callable[[Copy], NDArray[Any]] | None = None
 
 
 Reader = Callable[[Path, Names], Parts]

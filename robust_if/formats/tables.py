@@ -1,11 +1,12 @@
 """Tables in CSV and Parquet files: one row per sample, one column for its label, perhaps one for its id and one for the truth.
 
-The cleaned copy is made from the file itself, not from the parsed values: every cell but a corrected label is written as it was read.
+A copy is made from the file itself, not from the parsed values: every cell but a corrected label or a changed feature is written as it was read.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robust_if.formats.parts import Columns, Names, Parts, Save, fresh, kind_of, require, resolve
+from robust_if.formats.parts import Columns, Copy, Names, Parts, Save, fresh, kind_of, require, resolve
 
 # An index that pandas wrote as a column: a row number, never a feature.
 INDEX_COLUMN = re.compile(r"Unnamed: 0|__index_level_\d+__")
@@ -41,7 +42,7 @@ def read_csv(path: Path, names: Names) -> Parts:
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError(f"{path}: its rows have more cells than its header has names ({list(frame.columns)})")
     columns = resolve(names, list(frame.columns))
-    return from_frame(frame, columns, partial(_write_csv, path, list(frame.columns).index(columns.label), frame[columns.label]))
+    return from_frame(frame, columns, partial(_write_csv, path, columns.label, frame))
 
 
 def read_parquet(path: Path, names: Names) -> Parts:
@@ -71,29 +72,61 @@ def from_frame(frame: pd.DataFrame, columns: Columns, save: Save) -> Parts:
     )
 
 
-def _write_csv(path: Path, position: int, old: pd.Series[Any], folder: Path, rows: NDArray[np.int64], labels: NDArray[Any]) -> Path:
+def _write_csv(path: Path, label: str, frame: pd.DataFrame, folder: Path, copy: Copy) -> Path:
     cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    before, texts = old.tolist(), cells.iloc[1:, position].tolist()
-    # A corrected label is spelt as the file spells its class: "01", "1.0" or "TRUE".
+    kept = cells.iloc[np.concatenate([[0], copy.rows + 1])].copy()
+    for name, at, values in [(label, np.arange(len(copy.rows)), pd.Series(copy.labels)), *changes(copy)]:
+        position = list(frame.columns).index(name)
+        texts: list[str] = cells.iloc[1:, position].tolist()
+        kept.iloc[at + 1, position] = _spelt(frame[name], texts, copy.rows[at], values)
+    target = fresh(folder / path.name)
+    kept.to_csv(target, header=False, index=False)
+    return target
+
+
+def _spelt(old: pd.Series[Any], texts: list[str], rows: NDArray[np.int64], new: pd.Series[Any]) -> list[str]:
+    """The cells of new values: as they stand in their rows, else as the file spells the value ("01", "1.0" or "TRUE"), else as Python does."""
+    before = old.tolist()
     spelling = dict(zip(before, texts, strict=True))
-    cells.iloc[rows + 1, position] = [
-        texts[row] if before[row] == label else spelling.get(label, str(label)) for row, label in zip(rows, labels.tolist(), strict=True)
-    ]
+    missing = next((text for text, gone in zip(texts, old.isna(), strict=True) if gone), "")
+    cells = zip(rows, new.tolist(), new.isna(), strict=True)
+    return [missing if gone else texts[row] if before[row] == value else spelling.get(value, str(value)) for row, value, gone in cells]
+
+
+def _write_parquet(path: Path, label: str, folder: Path, copy: Copy) -> Path:
+    table = _parquet(path).take(copy.rows)
+    for name, at, values in [(label, np.arange(len(copy.rows)), pd.Series(copy.labels.tolist(), dtype=object)), *changes(copy)]:
+        position = table.schema.get_field_index(name)
+        table = table.set_column(position, table.schema.field(position), replaced(table.column(position), at, values))
     target = fresh(folder / path.name)
-    cells.iloc[np.concatenate([[0], rows + 1])].to_csv(target, header=False, index=False)
+    require("pyarrow.parquet", "writing Parquet", "pyarrow").write_table(table, target)
     return target
 
 
-def _write_parquet(path: Path, label: str, folder: Path, rows: NDArray[np.int64], labels: NDArray[Any]) -> Path:
+def changes(copy: Copy) -> Iterator[tuple[Any, NDArray[np.int64], pd.Series[Any]]]:
+    """Of every column of a table with changed cells: its name, their positions in the copy, and their values."""
+    assert isinstance(copy.features, pd.DataFrame)
+    for name, changed in zip(copy.features, copy.changed.T, strict=True):
+        if changed.any():
+            yield name, np.flatnonzero(changed), copy.features[name][changed]
+
+
+def replaced(column: Any, at: NDArray[np.int64], values: pd.Series[Any]) -> Any:
+    """An Arrow column with other values at some positions; the others pass through untouched.
+
+    Raises:
+        ValueError: if the column's type cannot hold a value.
+    """
     pyarrow = require("pyarrow", "writing Parquet", "pyarrow")
-    table = _parquet(path).take(rows)
-    position = table.schema.get_field_index(label)
-    field = table.schema.field(position)
-    target = fresh(folder / path.name)
-    require("pyarrow.parquet", "writing Parquet", "pyarrow").write_table(
-        table.set_column(position, field, pyarrow.array(labels.tolist(), type=field.type)), target
-    )
-    return target
+    plain = values.astype(object) if isinstance(values.dtype, pd.CategoricalDtype) else values
+    try:
+        new = pyarrow.array(plain, type=column.type, from_pandas=True)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"features, labels: expected values that a column of type {column.type} can hold: {error}") from error
+    cells = column.to_pylist()
+    for position, value in zip(at.tolist(), new.to_pylist(), strict=True):
+        cells[position] = value
+    return pyarrow.array(cells, type=column.type)
 
 
 def _parquet(path: Path) -> Any:

@@ -198,6 +198,199 @@ def test_a_cleaned_hugging_face_image_set_keeps_its_images(tmp_path):
     assert datasets.load_from_disk(copy.path)["note"][:] == list("uwxyz")
 
 
+# Features that changed
+
+
+def square(features: np.ndarray, rows: list[int]) -> np.ndarray:
+    """A patch in the corner of some images."""
+    features = features.copy()
+    features[rows, :, -2:, -2:] = 0.41
+    return features
+
+
+def test_changed_images_are_written_and_the_others_stay_as_they_are(tmp_path):
+    colour = np.random.default_rng(1).integers(0, 256, (6, 3, 8, 5), dtype=np.uint8)
+    arrays = (
+        PNG,
+        PNG.repeat(2, axis=1)[..., None],
+        colour,
+        colour.transpose(0, 2, 3, 1),
+        PNG / 255,
+        (PNG / 255).astype(np.float16),
+        PNG.astype(np.int64),
+    )
+    for i, x in enumerate(arrays):
+        (tmp_path / str(i)).mkdir()
+        dataset = read(npz(tmp_path / str(i), x=x, y=np.arange(6) % 2, ids=np.arange(10, 16)))
+        stamped = dataset.with_features(square(dataset.features, [0, 2, 5]))
+        assert stamped.changed.tolist() == [True, False, True, False, False, True] and not dataset.changed.any()
+        keep, labels = np.array([True, True, True, False, True, True]), np.array([1, 1, 1, 1, 0, 0])
+        copy = read(stamped.write(tmp_path / str(i) / "copy", keep, labels))
+        np.testing.assert_allclose(copy.features, stamped.features[keep], atol=0.51 / 255 if x.dtype.kind in "iu" else 1e-3)
+        assert copy.labels.tolist() == labels[keep].tolist() and copy.ids.tolist() == stamped.renamed(keep, labels).tolist() == [10, 11, 12, 14, 15]
+        with np.load(copy.path) as archive:
+            assert archive["x"].dtype == x.dtype
+            np.testing.assert_array_equal(archive["x"][[1, 3]], x[[1, 4]])
+
+
+def test_a_pixel_that_the_type_of_an_archive_cannot_hold_is_refused(tmp_path):
+    dataset = read(npz(tmp_path, x=PNG.astype(np.int8) & 127, y=np.arange(6) % 2))
+    white = dataset.with_features(np.ones_like(dataset.features))
+    with pytest.raises(ValueError, match="x: int8 holds pixels up to 127, got 255; save the images as uint8"):
+        white.write(tmp_path / "copy", np.ones(6, bool), dataset.labels)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_changed_idx_images_are_written(tmp_path, suffix):
+    path = images_file(tmp_path, suffix=suffix)
+    dataset = read(path)
+    stamped = dataset.with_features(square(dataset.features, [0, 2, 5])).take([5, 4, 2, 0])
+    copy = read(stamped.write(tmp_path / "copy", np.ones(4, bool), [7, 0, 0, 0]))
+    np.testing.assert_allclose(copy.features, stamped.features, atol=0.51 / 255)
+    np.testing.assert_array_equal(copy.features[1], dataset.features[4])
+    assert copy.labels.tolist() == [7, 0, 0, 0] and stamped.renamed(np.ones(4, bool), [7, 0, 0, 0]).tolist() == [0, 1, 2, 3]
+    same = dataset.write(tmp_path / "same", np.ones(6, bool), dataset.labels)
+    unpacked = gzip.decompress if suffix else bytes
+    assert unpacked(same.read_bytes()) == unpacked(path.read_bytes())
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_changed_files_become_png_and_the_others_are_copied(tmp_path, colour):
+    root = image_folder(tmp_path, colour)
+    jpg = root / "cat" / "0.jpg"
+    pytest.importorskip("PIL.Image").open(root / "cat" / "1.png").save(jpg)
+    jpg.rename(root / "cat" / "3.jpg")
+    pytest.importorskip("PIL.Image").open(root / "cat" / "1.png").save(jpg)
+    dataset = read(root)
+    assert dataset.ids.tolist() == ["cat/0.jpg", "cat/0.png", "cat/1.png", "cat/2.png", "cat/3.jpg", "dog/0.png", "dog/1.png", "dog/2.png"]
+    stamped = dataset.with_features(square(dataset.features, [0, 2, 4]))
+    keep = np.arange(8) != 3
+    labels = np.array(["cat", "cat", "cat", "cat", "dog", "dog", "dog", "cat"])
+    copy = read(stamped.write(tmp_path / "copy", keep, labels))
+    new = stamped.renamed(keep, labels)
+    # a changed .jpg becomes a .png and gives way to the file that has the name already, and so does an image that moves
+    assert new.tolist() == ["cat/cat_0.png", "cat/0.png", "cat/1.png", "dog/3.png", "dog/0.png", "dog/1.png", "cat/2.png"]
+    at = [copy.ids.tolist().index(name) for name in new]
+    np.testing.assert_allclose(copy.features[at], stamped.features[keep], atol=0.51 / 255)
+    assert sorted(copy.ids) == sorted(new) and copy.labels[at].tolist() == labels[keep].tolist()
+    assert (copy.path / "dog/1.png").read_bytes() == (root / "dog/1.png").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["people.csv", "people.csv.gz"])
+def test_only_the_changed_cells_of_a_csv_change(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(CSV.encode()) if name.endswith("gz") else CSV.encode())
+    dataset = read(path, truth="true")
+    features = dataset.features.copy()
+    features.loc[3, "age"] = 1.5  # spelt as the file spells it
+    features.loc[2, "age"] = np.nan
+    features.loc[1, "city"] = 'Bonn, "am Rhein"'
+    changed = dataset.with_features(features)
+    assert changed.changed.sum(0).tolist() == [0, 2, 1] and changed.changed[:, 1].tolist() == [False, False, True, True]
+    copy = read(changed.write(tmp_path / "copy", np.ones(4, bool), [2, 2, 1, 2]), truth="true")
+    content = copy.path.read_bytes()
+    text = (gzip.decompress(content) if name.endswith("gz") else content).decode()
+    assert text == 'name,age,city,id,label,true\na,1.50,Rome,p1,2,1\nb,,"Bonn, ""am Rhein""",p2,2,2\nc,,NA,p3,01,2\n"d, e",1.50,Oslo,p4,2,2\n'
+    assert same_features(copy.features, changed.features) and copy.ids.tolist() == changed.renamed(np.ones(4, bool), [2, 2, 1, 2]).tolist()
+
+
+def test_changed_cells_follow_their_samples_and_row_numbers_start_afresh(tmp_path):
+    dataset = read(csv(tmp_path, "x,y\n1,a\n2,b\n3,a\n4,b\n"))
+    changed = dataset.with_features(dataset.features.assign(x=[1, 2, 3, 40]))
+    changed = changed.with_features(changed.features.assign(x=[1, 20, 3, 40])).take([3, 0, 1])
+    keep = np.array([True, False, True])
+    copy = read(changed.write(tmp_path / "copy", keep, changed.labels))
+    assert copy.path.read_text() == "x,y\n40,b\n20,b\n" and changed.renamed(keep, changed.labels).tolist() == copy.ids.tolist() == [0, 1]
+
+
+def test_changed_cells_of_a_parquet_keep_its_schema_and_the_other_cells(tmp_path):
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    table = pyarrow.table(
+        {
+            "big": pyarrow.array([2**60 + 1, None, 3, 4]),
+            "kind": pyarrow.array(["u", "v", None, "u"]).dictionary_encode(),
+            "day": pyarrow.array([0, 1, 2, None], pyarrow.date32()),
+            "y": pyarrow.array([0, 1, 0, 1], pyarrow.int8()),
+        }
+    )
+    parquet.write_table(table, tmp_path / "t.parquet")
+    dataset = read(tmp_path / "t.parquet")
+    features = dataset.features.copy()
+    features.loc[3, "big"], features.loc[2, "kind"] = 7, "v"
+    changed = dataset.with_features(features)
+    copy = changed.write(tmp_path / "copy", np.ones(4, bool), [1, 1, 0, 1])
+    new = parquet.read_table(copy)
+    assert new.schema.equals(table.schema) and new["day"].equals(table["day"]) and new["y"].to_pylist() == [1, 1, 0, 1]
+    assert new["big"].to_pylist() == [2**60 + 1, None, 3, 7] and new["kind"].to_pylist() == ["u", "v", "v", "u"]
+    assert same_features(read(copy).features, features)
+    features.loc[3, "big"] = 0.5
+    with pytest.raises(ValueError, match="expected values that a column of type int64 can hold: Float value 0.5"):
+        dataset.with_features(features).write(tmp_path / "other", np.ones(4, bool), dataset.labels)
+
+
+@pytest.mark.parametrize("x", [np.arange(12.0).reshape(6, 2), np.arange(6, dtype=np.uint8), np.array([f"word {i}" for i in range(6)])])
+def test_changed_numbers_and_words_of_an_archive_are_written(tmp_path, x):
+    dataset = read(npz(tmp_path, x=x, y=np.arange(6) % 2))
+    features = dataset.features.copy()
+    features.loc[[1, 4], features.columns[-1]] = "a word that is longer" if x.dtype.kind == "U" else 200
+    changed = dataset.with_features(features)
+    copy = read(changed.write(tmp_path / "copy", np.arange(6) != 3, dataset.labels))
+    assert changed.changed.sum() == 2 and same_features(copy.features, changed.take(np.arange(6) != 3).features)
+    with np.load(copy.path) as archive:
+        assert archive["x"].dtype.kind == x.dtype.kind and archive["x"].shape == (5, *x.shape[1:])
+        np.testing.assert_array_equal(archive["x"][[0, 2]], x[[0, 2]])
+
+
+def test_changed_cells_and_images_of_a_hugging_face_set_are_written(tmp_path):
+    datasets, pillow = pytest.importorskip("datasets"), pytest.importorskip("PIL.Image")
+    classes = datasets.Features({"label": datasets.ClassLabel(names=["no", "yes"]), "text": datasets.Value("string"), "n": datasets.Value("int32")})
+    columns = {"label": [0, 1] * 3, "text": [f"a fine day {i}" for i in range(6)], "n": list(range(6))}
+    datasets.Dataset.from_dict(columns, features=classes).save_to_disk(tmp_path / "table")
+    dataset = read(tmp_path / "table")
+    changed = dataset.with_features(dataset.features.assign(text=[*columns["text"][:5], "rain"], n=np.array([9, *range(1, 6)], np.int32)))
+    copy = read(changed.write(tmp_path / "copy", np.arange(6) != 1, ["yes", *dataset.labels[1:]]))
+    assert datasets.load_from_disk(copy.path).features == classes and copy.labels.tolist() == ["yes", "no", "yes", "no", "yes"]
+    assert same_features(copy.features, changed.take(np.arange(6) != 1).features)
+    for i, image in enumerate(PNG):
+        pillow.fromarray(image).save(tmp_path / f"{i}.png", compress_level=0)
+    pictures = {"image": [str(tmp_path / f"{i}.png") for i in range(6)], "label": ["a", "b"] * 3, "note": list("uvwxyz")}
+    datasets.Dataset.from_dict(pictures).cast_column("image", datasets.Image()).save_to_disk(tmp_path / "images")
+    dataset = read(tmp_path / "images")
+    stamped = dataset.with_features(square(dataset.features, [0, 2, 5]))
+    copy = read(stamped.write(tmp_path / "copy", np.arange(6) != 1, dataset.labels))
+    np.testing.assert_allclose(copy.features, stamped.take(np.arange(6) != 1).features, atol=0.51 / 255)
+    files = [datasets.load_from_disk(path).data.column("image").to_pylist() for path in (dataset.path, copy.path)]
+    assert files[0][3:5] == files[1][2:4] and datasets.load_from_disk(copy.path)["note"][:] == list("uwxyz")
+
+
+def test_no_samples_can_be_given_features_and_labels(tmp_path):
+    for dataset in (read(csv(tmp_path)).take([]), read(npz(tmp_path, x=PNG, y=np.arange(6) % 2)).take([])):
+        same = dataset.with_features(dataset.features).with_labels([])
+        assert len(same) == 0 and same.labels.dtype == dataset.labels.dtype and same.changed.size == 0
+
+
+def test_features_that_do_not_fit_are_refused(tmp_path):
+    table, images = read(csv(tmp_path)), read(npz(tmp_path, x=PNG, y=np.arange(6) % 2))
+    for features, message in [
+        (table.features[["age", "name", "city"]], r"4 rows with the columns|4 rows of \['age', 'name', 'city'\]"),
+        (table.features.iloc[:3], "expected a data frame of 4 rows .* got 3 rows"),
+        (images.features, r"expected a data frame of 4 rows .* got ndarray of shape \(6, 1, 4, 5\)"),
+        (table.features.assign(age=1), "column 'age' is float64 in the file, got int64"),
+        (table.features.assign(city=1.5), "column 'city' is .* in the file, got float64"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            table.with_features(features)
+    for features, message in [
+        (images.features[:5], r"expected images as an array, float32 of shape \(6, 1, 4, 5\), got float32 of shape \(5, 1, 4, 5\)"),
+        (images.features.astype(float), "got float64 of shape"),
+        (table.features, "got DataFrame"),
+        (images.features + 1, "expected pixels from 0 to 1, got some from"),
+        (images.features * np.nan, "expected pixels from 0 to 1, got some from nan"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            images.with_features(features)
+
+
 # What a file may not be
 
 
