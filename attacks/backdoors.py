@@ -250,7 +250,7 @@ def _parts(data: Samples | Dataset) -> tuple[Any, NDArray[Any]]:
 def _rebuilt(data: Data, x: Any, labels: NDArray[Any]) -> Data:
     if isinstance(data, Dataset):
         return data.with_features(x if isinstance(x, pd.DataFrame) else x.numpy()).with_labels(labels)
-    whole = data.batch(slice(None))
+    whole: tuple[Tensor, ...] = data.batch(slice(None))
     return replace(data, tensors=(x, torch.as_tensor(labels).to(whole[1]), *whole[2:]), index=None)
 
 

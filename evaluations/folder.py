@@ -15,7 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robust_if.evaluations.detection import detection
-from robust_if.evaluations.plan import Outcome, Plan
+from robust_if.evaluations.plan import Outcome, Plan, Verdicts
+from robust_if.evaluations.poisoning import WORKS, filter_bias
 from robust_if.evaluations.previews import preview
 from robust_if.evaluations.report import render
 from robust_if.scores import Scores, table
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: Samples that the report shows.
 SHOWN = 60
+#: Values that a sensitive column may have at most.
+GROUPS = 50
 #: The entry of manifest.json by which an output folder is known as ours.
 MARK = "robust-if run"
 
@@ -60,18 +63,13 @@ def _mark(manifest: Path) -> str | None:
 
 def write(directory: Path, plan: Plan, outcome: Outcome) -> dict[str, Any]:
     """Write scores, samples, the copies of the data, ``result.json`` and the report; what ``result.json`` says."""
-    data, scores, removed, suggested = plan.train, outcome.scores, outcome.weights == 0, outcome.suggested
-    samples = pd.DataFrame({"id": data.ids, "label": data.labels, "suggested_label": suggested, "removed": removed})
-    if data.mislabelled is not None:
-        samples["mislabelled"] = data.mislabelled
+    data, scores, removed = plan.train, outcome.scores, outcome.weights == 0
+    samples = _samples(plan, outcome)
     table(scores).to_parquet(directory / "scores.parquet", index=False)
     samples.to_parquet(directory / "samples.parquet", index=False)
-    worst = scores[0].order()[:SHOWN]
-    shown = [
-        {**_plain(samples.iloc[i].to_dict()), "suggested": _plain(suggested[i]), "score": float(scores[0].values[i]), **preview(data, int(i))}
-        for i in worst
-    ]
-    write_json(directory / "worst.json", shown, _plain)
+    write_json(directory / "worst.json", _shown(plan, outcome, samples, scores[0]), _plain)
+    if outcome.verdicts is not None:
+        write_json(directory / "harmful.json", _shown(plan, outcome, samples, scores[1]), _plain)
     cleaned, relabelled = _copies(directory, plan, outcome)
     accuracies: dict[str, float | None] = {name: float(np.mean(values)) for name, values in outcome.accuracies.items()}
     result = {
@@ -89,7 +87,7 @@ def write(directory: Path, plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "accuracy": {"oracle": None, **accuracies},
         "accuracy_runs": {name: list(values) for name, values in outcome.accuracies.items()},
         "removed": int(removed.sum()),
-        "warnings": list(plan.warnings),
+        "warnings": [*plan.warnings, *outcome.warnings],
         "settings": {"recipe": repr(plan.recipe), "remove": plan.remove, "seed": plan.seed, "repeats": plan.repeats}
         | {column.estimator: column.provenance["estimator"] for column in scores},
         "versions": {name: version(name) for name in ("torch", "numpy", "scikit-learn")} | {"python": platform.python_version()},
@@ -103,10 +101,76 @@ def write(directory: Path, plan: Plan, outcome: Outcome) -> dict[str, Any]:
             "report": str(directory / "report.html"),
         },
     }
+    if outcome.verdicts is not None:
+        result["attack"] = _attack(plan, outcome.verdicts, scores[0], scores[1])
+    if outcome.verdicts is not None or plan.sensitive is not None:
+        bias = filter_bias(data.mislabelled, removed, data.labels, groups(plan), name=plan.sensitive or "group")
+        result["filter"] = bias.astype(object).where(bias.notna(), None).to_dict("records")
     write_json(directory / "result.json", result, _plain)
     render(directory)
     shutil.rmtree(directory / "work", ignore_errors=True)
     return result
+
+
+def groups(plan: Plan) -> NDArray[Any] | None:
+    """The sensitive group of every training sample, ``(n,)``; ``None`` where no column was named.
+
+    Raises:
+        ValueError: if there is no such column, or it has too many values to be one of groups.
+    """
+    if plan.sensitive is None:
+        return None
+    features = plan.train.features
+    if not isinstance(features, pd.DataFrame) or plan.sensitive not in features:
+        known = list(features.columns)[:20] if isinstance(features, pd.DataFrame) else "none, they are images"
+        raise ValueError(f"sensitive: there is no column {plan.sensitive!r} in the training data; the columns are {known}")
+    values = features[plan.sensitive].astype(str).str.strip().to_numpy(dtype=object)
+    found = len(np.unique(values))
+    if found > GROUPS:
+        raise ValueError(f"sensitive: expected a column of at most {GROUPS} groups, {plan.sensitive!r} has {found} values")
+    return np.asarray(values)
+
+
+def _samples(plan: Plan, outcome: Outcome) -> pd.DataFrame:
+    """One row per training sample; the truth of a run with a suspicion says what is poison, of any other which labels are wrong."""
+    data, verdicts = plan.train, outcome.verdicts
+    samples = pd.DataFrame({"id": data.ids, "label": data.labels, "suggested_label": outcome.suggested, "removed": outcome.weights == 0})
+    if verdicts is not None:
+        samples["poisoned"], samples["harms_utility"] = verdicts.poisoned, verdicts.harms_utility
+    if data.mislabelled is not None:
+        samples["mislabelled" if verdicts is None else "truly_poisoned"] = data.mislabelled
+    return samples
+
+
+def _shown(plan: Plan, outcome: Outcome, samples: pd.DataFrame, scores: Scores) -> list[dict[str, Any]]:
+    """The samples with the highest scores, as the report shows them."""
+    return [
+        {
+            **_plain(samples.iloc[i].to_dict()), "suggested": _plain(outcome.suggested[i]), "score": float(scores.values[i]),
+            **preview(plan.train, int(i)),
+        }
+        for i in scores.order()[:SHOWN]
+    ]  # fmt: skip
+
+
+def _attack(plan: Plan, verdicts: Verdicts, accused: Scores, harms: Scores) -> dict[str, Any]:
+    assert plan.suspicion is not None
+    means = {name: float(np.mean(values)) for name, values in verdicts.successes.items()}
+    return {
+        "inputs": str(plan.suspicion.inputs.path),
+        "goal_class": plan.suspicion.goal_class,
+        "seen": verdicts.seen,
+        "measured": verdicts.measured,
+        "shared": verdicts.shared,
+        "failed": means["scored"] < WORKS,
+        "success": {"oracle": None, **means},
+        "success_runs": {name: list(values) for name, values in verdicts.successes.items()},
+        "max_false_positives": accused.provenance["false_positives"] if plan.remove == "auto" else None,
+        "poisoned": int(verdicts.poisoned.sum()),
+        "harms_utility": int(verdicts.harms_utility.sum()),
+        "both": int((verdicts.poisoned & verdicts.harms_utility).sum()),
+        "harms_by": harms.name,
+    }
 
 
 def _copies(directory: Path, plan: Plan, outcome: Outcome) -> tuple[Path, Path]:

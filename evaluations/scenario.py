@@ -2,7 +2,8 @@
 
 Three splits always: the estimators see training and validation data, and the accuracy is measured on test data that nothing was tuned on. Every
 retraining uses the same recipe and the same seeds, so that a difference comes from the data; removing as many samples at random, and removing exactly
-the bad ones (where the truth is known), stand beside it.
+the bad ones (where the truth is known), stand beside it. Who holds triggered inputs gets two verdicts, "poisoned" and "harms utility", each by scores
+of its own; only the first one removes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,12 +25,14 @@ from robust_if.decisions import automatic_threshold, relabel, remove_above, remo
 from robust_if.estimators import LESS, Estimator, FlatMinima
 from robust_if.estimators.named import named
 from robust_if.evaluations.baselines import ConfidentLearning, NearestNeighbours, accuracy
-from robust_if.evaluations.folder import claim, write
-from robust_if.evaluations.plan import Outcome, Plan
+from robust_if.evaluations.folder import claim, groups, write
+from robust_if.evaluations.plan import Outcome, Plan, Verdicts
+from robust_if.evaluations.poisoning import WORKS, attack_success
 from robust_if.evaluations.problem import Problem
+from robust_if.evaluations.suspicion import ESTIMATOR, Suspected
 from robust_if.scores import Scores
 from robust_if.sweep import Progress, Sweep, fingerprint, silent
-from robust_if.targets import Utility
+from robust_if.targets import Target, Utility
 from robust_if.task import Task
 from robust_if.training import Recipe, fit
 from robust_if.tuning import Tuning
@@ -56,6 +60,7 @@ def run(plan: Plan, directory: Path, *, progress: Progress = silent, overwrite: 
         ValueError: if the data or the plan are not fit to run; before any long work.
     """
     given = [plan.train.path, plan.valid.path, plan.test.path, *([plan.checkpoint] if plan.checkpoint else [])]
+    given += [plan.suspicion.inputs.path] if plan.suspicion else []
     for path in given:  # --overwrite would delete them
         if directory.resolve() in path.resolve().parents:
             raise ValueError(f"out: {directory} holds the data {path}; choose another folder")
@@ -66,13 +71,28 @@ def run(plan: Plan, directory: Path, *, progress: Progress = silent, overwrite: 
     work = directory / "work"
     task = prepared.task if plan.checkpoint else prepared.trained(np.ones(len(plan.train)), plan.seed, work / "model", progress)
     Checkpoint.of(task.model).save(directory / "model.safetensors")
-    scores = [_scored(estimator, task, prepared, work, progress) for estimator in prepared.estimators]
-    weights, threshold, decision = decide(scores[0], plan.remove)
+    target = Utility(prepared.problem.valid)
+    scores = [_scored(each, task, prepared, work, progress, target) for each in prepared.estimators]
     suggested = scores[0].suggestions
     if suggested is None:
         suggested = _suggest(prepared, task, work, progress)
-    runs = _accuracies(prepared, weights, suggested, work, progress)
-    return write(directory, plan, Outcome(scores, weights, threshold, decision, prepared.problem.encoder.decode(suggested), runs))
+    harmed = None
+    if prepared.suspected is None:
+        weights, threshold, decision = decide(scores[0], plan.remove)
+    else:
+        harmed = decide(scores[0], "auto")[0] == 0
+        accused = _accused(prepared, prepared.suspected, task, work, progress)
+        weights, threshold, decision = _accuse(accused, plan)
+        scores = [accused, *scores]
+    accuracies, successes = _retrained(prepared, weights, suggested, work, progress)
+    verdicts, warnings = None, []
+    if prepared.suspected is not None and harmed is not None:
+        held = prepared.suspected
+        successes["scored"] = [attack_success(task, held.held_out, held.goal, plan.batch_size)]
+        verdicts = Verdicts(weights == 0, harmed, successes, len(held.seen), len(held.held_out), held.shared)
+        warnings = [*held.warnings, *_unsuccessful(successes["scored"][0])]
+    labels = prepared.problem.encoder.decode(suggested)
+    return write(directory, plan, Outcome(scores, weights, threshold, decision, labels, accuracies, verdicts, tuple(warnings)))
 
 
 def decide(scores: Scores, remove: str) -> tuple[NDArray[np.float64], float | None, str]:
@@ -94,6 +114,24 @@ def decide(scores: Scores, remove: str) -> tuple[NDArray[np.float64], float | No
         ) from None
 
 
+def _accuse(accused: Scores, plan: Plan) -> tuple[NDArray[np.float64], float | None, str]:
+    """As :func:`decide`, but the automatic threshold is the one that promises a share of false positives among clean samples."""
+    if plan.remove != "auto":
+        return decide(accused, plan.remove)
+    threshold, share = accused.provenance["threshold"], accused.provenance["false_positives"]
+    return remove_above(accused, threshold), threshold, f"threshold that at most {100 * share:.2g} % of clean samples exceed"
+
+
+def _unsuccessful(success: float) -> list[str]:
+    if success >= WORKS:
+        return []
+    text = (
+        f"THE ATTACK DOES NOT WORK ON THIS MODEL: {success:.1%} of the held-out attack inputs are classified as the goal class; below {WORKS:.0%} "
+        "an attack counts as failed. The verdict “poisoned” is given, but nothing that the model learnt supports it."
+    )
+    return [text]
+
+
 @dataclass(frozen=True)
 class _Prepared:
     """A plan whose data are encoded and whose model is built: every check that needs no long work has passed."""
@@ -102,6 +140,7 @@ class _Prepared:
     problem: Problem
     task: Task
     estimators: tuple[Estimator, ...]
+    suspected: Suspected | None
     mark: str
 
     @classmethod
@@ -128,9 +167,17 @@ class _Prepared:
             task = task.at(load_checkpoint(plan.checkpoint, task.model).state)
         assert problem.test is not None
         data = [fingerprint({}, problem.valid), fingerprint({}, problem.test), str(plan.train.path), _digest(plan.train.mislabelled)]
-        settings = (plan.model, plan.estimators, plan.remove, plan.recipe, plan.repeats, plan.seed)
+        settings = [plan.model, plan.estimators, plan.remove, plan.recipe, plan.repeats, plan.seed, plan.sensitive]
+        groups(plan)
+        suspected = None
+        if plan.suspicion is not None:
+            suspected = Suspected.of(plan.suspicion, problem.encoder, problem.train, plan.seed)
+            ESTIMATOR.check(task)
+            suspected.promised(problem.valid)
+            data += [fingerprint({}, suspected.seen), fingerprint({}, suspected.held_out)]
+            settings += [suspected.goal, plan.suspicion.false_positives, ESTIMATOR]
         mark = fingerprint(task.model.state_dict(), problem.train, data, *settings)
-        return cls(plan, problem, task, tuple(known[name] for name in plan.estimators), mark)
+        return cls(plan, problem, task, tuple(known[name] for name in plan.estimators), suspected, mark)
 
     def trained(self, weights: NDArray[np.float64], seed: int, directory: Path, progress: Progress, labels: NDArray[np.int64] | None = None) -> Task:
         """A fresh model trained by the plan's recipe."""
@@ -143,15 +190,27 @@ def _digest(mask: NDArray[np.bool_] | None) -> str:
     return "" if mask is None else hashlib.sha256(mask.tobytes()).hexdigest()
 
 
-def _scored(estimator: Estimator, task: Task, prepared: _Prepared, work: Path, progress: Progress) -> Scores:
+def _scored(estimator: Estimator, task: Task, prepared: _Prepared, work: Path, progress: Progress, target: Target) -> Scores:
     """The scores of one estimator, from disk if they are there already."""
-    path = work / f"scores-{estimator.name}.npz"
+    sweep = Sweep(prepared.plan.batch_size, progress, work / "parts")
+    train = prepared.problem.train
+    return _kept(work / f"scores-{estimator.name}.npz", train.ids, lambda: estimator.score(task, train, target=target, sweep=sweep))
+
+
+def _accused(prepared: _Prepared, suspected: Suspected, task: Task, work: Path, progress: Progress) -> Scores:
+    """The scores of the verdict "poisoned", with their threshold in the provenance."""
+    sweep = Sweep(prepared.plan.batch_size, progress, work / "parts-poisoned")
+    problem = prepared.problem
+    return _kept(work / "poisoned.npz", problem.train.ids, lambda: suspected.scores(task, problem.train, problem.valid, sweep))
+
+
+def _kept(path: Path, ids: NDArray[Any], score: Callable[[], Scores]) -> Scores:
+    """Scores from disk, or made and written there."""
     if path.is_file():
         with np.load(path, allow_pickle=False) as file:
             suggestions = file.get("suggestions")
-            return Scores(file["values"], prepared.problem.train.ids, suggestions=suggestions, **json.loads(str(file["about"])))
-    sweep = Sweep(prepared.plan.batch_size, progress, work / "parts")
-    scores = estimator.score(task, prepared.problem.train, target=Utility(prepared.problem.valid), sweep=sweep)
+            return Scores(file["values"], ids, suggestions=suggestions, **json.loads(str(file["about"])))
+    scores = score()
     about = {"estimator": scores.estimator, "target": scores.target, "units": scores.units, "provenance": dict(scores.provenance)}
     suggestions = {} if scores.suggestions is None else {"suggestions": scores.suggestions}
     part = path.with_suffix(".part.npz")
@@ -168,11 +227,11 @@ def _suggest(prepared: _Prepared, task: Task, work: Path, progress: Progress) ->
     return np.asarray(candidates.argmin(1))
 
 
-def _accuracies(
+def _retrained(
     prepared: _Prepared, weights: NDArray[np.float64], suggested: NDArray[np.int64], work: Path, progress: Progress
-) -> dict[str, list[float]]:
-    """Test accuracies of retrained models: before, after, random and oracle removal, and relabelling; one per seed."""
-    plan, n, test = prepared.plan, len(prepared.problem.train), prepared.problem.test
+) -> tuple[dict[str, list[float]], dict[str, Sequence[float]]]:
+    """Test accuracies, and successes of the attack if there is one, of retrained models by what they were trained on; one per seed."""
+    plan, n, test, suspected = prepared.plan, len(prepared.problem.train), prepared.problem.test, prepared.suspected
     assert test is not None
     # A stream of its own: the bare seed may have drawn the noise itself, and would then remove exactly the bad samples.
     rng = np.random.default_rng([plan.seed, n])
@@ -187,10 +246,11 @@ def _accuracies(
     }
     if plan.train.mislabelled is not None:
         variants["oracle"] = ((~plan.train.mislabelled).astype(np.float64), None)
-    return {
-        name: [
-            accuracy(prepared.trained(w, plan.seed + repeat, work / f"{name}-{repeat}", progress, labels), test, plan.batch_size)
-            for repeat in range(plan.repeats)
-        ]
-        for name, (w, labels) in variants.items()
-    }
+    accuracies: dict[str, list[float]] = {}
+    successes: dict[str, Sequence[float]] = {}
+    for name, (w, labels) in variants.items():
+        tasks = [prepared.trained(w, plan.seed + repeat, work / f"{name}-{repeat}", progress, labels) for repeat in range(plan.repeats)]
+        accuracies[name] = [accuracy(task, test, plan.batch_size) for task in tasks]
+        if suspected is not None:
+            successes[name] = [attack_success(task, suspected.held_out, suspected.goal, plan.batch_size) for task in tasks]
+    return accuracies, successes

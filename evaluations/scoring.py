@@ -89,17 +89,13 @@ def score(
     if pairs:
         files["pairs"] = directory / "pairs" / "matrix.npy"
         plain = replace(sweep, engine="local", workers=None, precision="full", directory=None)
-        pairwise(
-            task, asked.problem.train, asked.problem.valid, preconditioner=curvature, directory=directory / "pairs", sweep=plain, index=store
-        )
+        pairwise(task, asked.problem.train, asked.problem.valid, preconditioner=curvature, directory=directory / "pairs", sweep=plain, index=store)
     if greedy:
         files["removal"] = directory / "removal.csv"
         removal = remove(task, asked.problem.train, greedy, target=targets[0], preconditioner=curvature, sweep=replace(sweep, directory=None))
         rows = {"id": removal.ids, f"{targets[0].name} predicted": removal.targets[1:]}
         pd.DataFrame(rows).to_csv(files["removal"], index=False)
-    about = [
-        {"name": each.name, "estimator": each.estimator, "target": each.target, "units": each.units, **each.provenance} for each in found
-    ]
+    about = [{"name": each.name, "estimator": each.estimator, "target": each.target, "units": each.units, **each.provenance} for each in found]
     said = {name: str(path) for name, path in files.items()}
     result = {"scores": about, "n": len(asked.problem.train), "files": said, "warnings": list(asked.warnings), "advice": advice}
     write_json(directory / "result.json", result, default=str)

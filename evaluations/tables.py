@@ -10,14 +10,25 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
+#: Characters of a text or a row that a table shows.
+SNIPPET = 80
 
-def detection(result: dict[str, Any]) -> Table:
-    """How well each estimator found the bad samples."""
-    judged = result["detection"][0]["auroc"] is not None
-    listing = Table(title="Detection" if judged else "Estimators (no truth given to judge them by)", title_justify="left")
+
+def detection(result: dict[str, Any]) -> list[Table]:
+    """How well each estimator found the bad samples; a table for every verdict."""
+    rows, attack = result["detection"], result.get("attack")
+    if attack is None:
+        return [_detection(rows, "Detection")]
+    return [_detection(rows[:1], "Verdict: poisoned"), _detection(rows[1:], "Verdict: harms utility (judged by the same truth)")]
+
+
+def _detection(rows: list[dict[str, Any]], title: str) -> Table:
+    judged = rows[0]["auroc"] is not None
+    none = "Estimators" if title == "Detection" else title.partition(" (")[0]
+    listing = Table(title=title if judged else f"{none} (no truth given to judge them by)", title_justify="left")
     for name in ("estimator", "target", "AUROC", "average precision", "TPR at 1 % FPR", "seconds"):
         listing.add_column(name, justify="left" if name in ("estimator", "target") else "right")
-    for row in result["detection"]:
+    for row in rows:
         metrics = ["–" if row[key] is None else f"{row[key]:.3f}" for key in ("auroc", "average_precision", "tpr_at_1_fpr")]
         listing.add_row(row["estimator"], row["target"] or "–", *metrics, f"{row['seconds']:.1f}")
     return listing
@@ -42,14 +53,74 @@ def accuracy(result: dict[str, Any]) -> Table:
         "before": "all samples", "after": "most harmful removed", "relabelled": "most harmful relabelled", "random": "as many removed at random",
         "oracle": "all wrong labels removed (oracle)",
     }  # fmt: skip
-    listing = Table(title="Test accuracy after retraining", title_justify="left")
+    attack = result.get("attack")
+    if attack is not None:
+        names |= {"after": "poisoned removed", "relabelled": "poisoned relabelled", "oracle": "all true poison removed (oracle)"}
+    listing = Table(title="Test accuracy after retraining" if attack is None else "After retraining", title_justify="left")
     listing.add_column("trained on")
     listing.add_column("accuracy", justify="right")
+    if attack is not None:
+        listing.add_column("attack success", justify="right")
     for key, text in names.items():
         if result["accuracy"].get(key) is not None:
-            runs = result["accuracy_runs"][key]
-            listing.add_row(text, f"{result['accuracy'][key]:.3f} ± {np.std(runs):.3f}")
+            cells = [(result["accuracy"][key], result["accuracy_runs"][key])]
+            cells += [] if attack is None else [(attack["success"][key], attack["success_runs"][key])]
+            listing.add_row(text, *(f"{mean:.3f} ± {np.std(runs):.3f}" for mean, runs in cells))
     return listing
+
+
+def filtered(result: dict[str, Any]) -> list[Table]:
+    """Whom the removal hit, by class and by group; nothing of a run that did not ask."""
+    rows = result.get("filter", [])
+    if not rows:
+        return []
+    known = rows[0]["poisoned"] is not None
+    listing = Table(title="Who was removed", title_justify="left")
+    columns = {"n": "samples", "removed": "removed"}
+    columns |= {"precision": "precision", "recall": "recall", "false_positive_rate": "false positives"} if known else {}
+    listing.add_column("by")
+    for name in columns.values():
+        listing.add_column(name, justify="right")
+    for row in rows:
+        listing.add_row(escape(f"{row['by']} {row['value']}".strip()), *(_cell(row[key]) for key in columns))
+    return [listing]
+
+
+def verdicts(result: dict[str, Any]) -> list[str]:
+    """What a run with attack inputs says in words."""
+    attack = result.get("attack")
+    if attack is None:
+        return []
+    where = "the very inputs that the scores saw" if attack["shared"] else "inputs that no score saw"
+    counts = f"poisoned: {attack['poisoned']} samples; harms utility: {attack['harms_utility']} (by {attack['harms_by']}), {attack['both']} in both"
+    return [f"attack success was measured on {attack['measured']} triggered inputs, {where}", f"{counts}; only the first verdict removes"]
+
+
+def prediction(result: dict[str, Any]) -> str:
+    """What the model says of the explained sample."""
+    label = "no label" if result["true"] in ("", None) else f"label {result['true']}"
+    return f"sample {result['id']} ({result['among']}, {label}): the model says {result['predicted']} with probability {result['probability']:.3f}"
+
+
+def explanation(result: dict[str, Any], rows: int = 10) -> list[Table]:
+    """The strongest training samples for and against a prediction."""
+    titles = {"for": "Training samples that made the model say it", "against": "Training samples that speak against it"}
+    return [_strongest(title, result[side][:rows]) for side, title in titles.items()]
+
+
+def _strongest(title: str, entries: list[dict[str, Any]]) -> Table:
+    listing = Table(title=title, title_justify="left", min_width=len(title) + 2)
+    for name in ("id", "label", "score", *([] if all(entry["image"] for entry in entries) else ["content"])):
+        listing.add_column(name, justify="right" if name == "score" else "left", no_wrap=name != "content")
+    for entry in entries:
+        content = entry["text"] or ", ".join(f"{name} {value}" for name, value in (entry["row"] or {}).items())
+        cells = [str(entry["id"]), str(entry["label"]), f"{entry['score']:.4g}", " ".join(content.split())[:SNIPPET]]
+        listing.add_row(*(escape(cell) for cell in cells[: len(listing.columns)]))
+    return listing
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else f"{value:,}"
 
 
 def scores(directory: Path, rows: int = 10) -> Table:

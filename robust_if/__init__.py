@@ -4,10 +4,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 from robust_if.checkpoints import Checkpoint, load_checkpoint
 from robust_if.data import Samples, as_samples
-from robust_if.decisions import automatic_threshold, relabel, remove_above, remove_automatic, remove_top
+from robust_if.decisions import automatic_threshold, relabel, remove_above, remove_automatic, remove_top, threshold_at
 from robust_if.diagnostics import Prediction, predicted_correlation
 from robust_if.estimators import (
     LESS,
+    Combined,
     Ensemble,
     Estimator,
     FlatMinima,
@@ -20,6 +21,7 @@ from robust_if.estimators import (
     Retraining,
     SelfInfluence,
     TunedLoss,
+    Unlearning,
     ValidationLoss,
 )
 from robust_if.groups import Removal, greedy, group_effect
@@ -37,6 +39,7 @@ from robust_if.preconditioners import (
     Preconditioner,
     RandomProjection,
 )
+from robust_if.predictions import Certainty, PredictionMargin
 from robust_if.scores import Scores
 from robust_if.scoring import score
 from robust_if.store import Store
@@ -52,10 +55,10 @@ except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0.0.0"
 
 __all__ = [
-    "EKFAC", "KFAC", "LESS", "SAM", "Arnoldi", "Checkpoint", "ConjugateGradient", "DataInf", "DiagonalFisher", "Ensemble", "Estimator", "Exact",
-    "FlatMinima", "FriendlySAM", "Functional", "GradNorm", "Identity", "InnerProduct", "LabelOdds", "LiSSA", "Loss", "LossChange", "LowPass",
-    "Plain", "Preconditioner", "Prediction", "Random", "RandomProjection", "Recipe", "Removal", "Retraining", "Samples", "Scores", "SelfInfluence",
-    "Store", "Sweep", "Target", "Task", "TunedLoss", "Tuning", "Utility", "ValidationLoss", "as_samples", "automatic_threshold", "fit", "greedy",
-    "group_effect", "load_checkpoint", "pairwise", "predicted_correlation", "relabel", "remove_above", "remove_automatic", "remove_top", "score",
-    "train",
+    "EKFAC", "KFAC", "LESS", "SAM", "Arnoldi", "Certainty", "Checkpoint", "Combined", "ConjugateGradient", "DataInf", "DiagonalFisher",
+    "Ensemble", "Estimator", "Exact", "FlatMinima", "FriendlySAM", "Functional", "GradNorm", "Identity", "InnerProduct", "LabelOdds", "LiSSA",
+    "Loss", "LossChange", "LowPass", "Plain", "Preconditioner", "Prediction", "PredictionMargin", "Random", "RandomProjection", "Recipe",
+    "Removal", "Retraining", "Samples", "Scores", "SelfInfluence", "Store", "Sweep", "Target", "Task", "TunedLoss", "Tuning", "Unlearning",
+    "Utility", "ValidationLoss", "as_samples", "automatic_threshold", "fit", "greedy", "group_effect", "load_checkpoint", "pairwise",
+    "predicted_correlation", "relabel", "remove_above", "remove_automatic", "remove_top", "score", "threshold_at", "train",
 ]  # fmt: skip

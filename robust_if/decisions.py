@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,40 @@ def _mixture(bent: NDArray[np.float64], groups: int) -> GaussianMixture:
     starts: list[Any] = [None] if groups == 1 else [None, *(np.quantile(bent, [[0.5], [share]]) for share in (0.8, 0.95, 0.99))]
     fits = [GaussianMixture(groups, reg_covar=1e-4 * bent.var(), means_init=start, random_state=0).fit(bent) for start in starts]
     return max(fits, key=lambda fit: fit.lower_bound_)
+
+
+def threshold_at(clean: Scores, false_positives: float = 0.01) -> float:
+    """The smallest score that at most a share ``false_positives`` of further clean samples is expected to exceed.
+
+    It is the ⌈(m + 1)(1 − ``false_positives``)⌉-th smallest of m scores of clean samples. Where these and the score of a further clean sample are
+    exchangeable, that sample exceeds it with at most this probability, whatever the distribution (split conformal prediction, Vovk et al. 2005;
+    as p-values for outliers, Bates et al. 2023, arXiv 2104.08279, section 2).
+
+    Args:
+        clean: scores of clean samples that were held out, by the estimator whose scores are to be cut.
+        false_positives: share strictly between 0 and 1.
+
+    Returns:
+        The threshold in the scores' own unit, for :func:`remove_above`.
+
+    Raises:
+        ValueError: if the share is out of range, or smaller than 1 / (m + 1), which so few samples cannot promise.
+    """
+    if not 0 < false_positives < 1:
+        raise ValueError(f"false_positives: expected a share strictly between 0 and 1, got {false_positives}")
+    return float(np.sort(clean.values)[_rank(len(clean), false_positives) - 1])
+
+
+def _rank(m: int, false_positives: float) -> int:
+    """Which of ``m`` sorted clean scores is the threshold, counted from 1."""
+    # the slack keeps 100 · (1 − 0.01) from being rounded up to 100
+    rank = max(math.ceil((m + 1) * (1 - false_positives) - 1e-9), 1)
+    if rank > m:
+        raise ValueError(
+            f"false_positives: {m} clean validation samples cannot promise a share of {false_positives:g}; the smallest that they can is "
+            f"{1 / (m + 1):.3g}, and {false_positives:g} needs {math.ceil(1 / false_positives - 1e-9) - 1}"
+        )
+    return rank
 
 
 def remove_automatic(scores: Scores) -> Weights:

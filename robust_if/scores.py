@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
 
 Units = Literal["target", "log-odds", "rank"]
@@ -36,7 +36,7 @@ class Scores:
         target: name of the target, for example ``"utility"``; ``""`` where the estimator needs none.
         units: ``"target"`` if a value is the predicted decrease of the target when the sample is removed; ``"log-odds"`` if it is the logarithm of
             the odds that the label is wrong; ``"rank"`` if values only order the samples.
-        members: ``(k, n)`` scores of an ensemble's members, whose mean is ``values``; ``None`` for a single estimator.
+        members: ``(k, n)`` scores of the members of an ensemble or a combination; ``None`` for a single estimator.
         suggestions: ``(n,)`` the label that the estimator would give each sample, where it has an opinion.
         provenance: what a reader needs to repeat or to distrust the scores: settings, seconds, warnings.
 
@@ -91,6 +91,24 @@ class Scores:
         ranks[self.order()] = np.arange(len(self))
         return ranks
 
+    def put_first(self, mask: ArrayLike) -> Scores:
+        """The scores with every other sample below those in ``mask (n,)``; the order within both parts stays.
+
+        For what only some samples can have done: what teaches a model to answer a class carries that label. The values in ``mask`` stay, and those of
+        the others are lowered by one number.
+
+        Raises:
+            ValueError: if there is not one truth value per sample, or none is true.
+        """
+        first = np.asarray(mask, dtype=bool)
+        if first.shape != self.values.shape or not first.any():
+            raise ValueError(f"mask: expected {len(self)} truth values, one of them true, got {first.sum()} true of shape {first.shape}")
+        values = self.values.copy()
+        gap = values[~first].max(initial=-np.inf) - values[first].min()
+        if gap >= 0:
+            values[~first] -= gap + max(1e-6, 1e-6 * float(np.ptp(values)))
+        return replace(self, values=values, members=None, units="rank")
+
     def spread(self) -> NDArray[np.float64]:
         """Standard deviation over the members, ``(n,)``.
 
@@ -108,11 +126,13 @@ class Scores:
         It tells how far the score may move with other members, and nothing about an error that all members share.
 
         Raises:
-            ValueError: if there are fewer than two members.
+            ValueError: if there are fewer than two members, or a score is not their mean.
         """
         if self.members is None or len(self.members) < 2:
             count = "a single estimator" if self.members is None else "an ensemble of one"
             raise ValueError(f"interval: {self.estimator} is {count}; wrap it in Ensemble with at least 2 members")
+        if not np.allclose(self.members.mean(0), self.values):
+            raise ValueError(f"interval: the scores of {self.estimator} are not the mean of its members, so that their spread says nothing of it")
         if not 0 < confidence < 1:
             raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence}")
         k = len(self.members)

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import robust_if
 from robust_if import cli, training
+from robust_if.commands import options as shared
 from robust_if.evaluations import scenario
 
 ROOT = Path(__file__).parents[1]
@@ -233,7 +234,7 @@ def test_a_folder_that_is_not_ours_is_never_overwritten(data: dict[str, Path], t
 
 def test_version_and_help() -> None:
     assert invoke("--version").stdout == f"robust-if {robust_if.__version__}\n"
-    for args in ([], ["demo"], ["detect"], ["report"], ["estimators"]):
+    for args in ([], ["demo"], ["detect"], ["explain"], ["attack"], ["report"], ["estimators"]):
         result = invoke(*args, "--help")
         assert result.exit_code == 0 and "Usage:" in result.stdout
 
@@ -542,11 +543,11 @@ def test_an_interrupted_run_keeps_its_work_and_the_same_command_ends_like_one_th
     data: dict[str, Path], tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, stop: tuple[str, int, int], saved: dict[str, int]
 ) -> None:
     whole, first, second = Bars(), Bars(*stop), Bars()
-    monkeypatch.setattr(cli, "track", whole)
+    monkeypatch.setattr(shared, "track", whole)
     expected = invoke(*command(data, tmp_path / "whole", "--json"))
     assert {name: whole.done.count(name) for name in WHOLE} == WHOLE
 
-    monkeypatch.setattr(cli, "track", first)
+    monkeypatch.setattr(shared, "track", first)
     broken = invoke(*command(data, tmp_path / "out", "--json"))
     assert broken.exit_code == 1 and broken.stdout == ""
     assert "interrupted" in broken.stderr and "the same command" in broken.stderr and len(broken.stderr.strip().splitlines()) == 1
@@ -555,7 +556,7 @@ def test_an_interrupted_run_keeps_its_work_and_the_same_command_ends_like_one_th
     other = invoke(*command(data, tmp_path / "out", "--json", epochs=5))
     assert other.exit_code == 2 and "is not empty" in other.stderr
 
-    monkeypatch.setattr(cli, "track", second)
+    monkeypatch.setattr(shared, "track", second)
     resumed = invoke(*command(data, tmp_path / "out", "--json"))
     assert resumed.exit_code == 0, resumed.stderr
     assert {name: second.done.count(name) for name in WHOLE} == {name: count - saved.get(name, 0) for name, count in WHOLE.items()}
@@ -568,7 +569,7 @@ def test_an_interrupted_run_keeps_its_work_and_the_same_command_ends_like_one_th
 def test_label_odds_resume_inside_their_folds(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"estimator": "label-odds", "remove": "auto"}
     expected = invoke(*command(data, tmp_path / "whole", "--json", **options))
-    monkeypatch.setattr(cli, "track", Bars("label-odds round 2", 0, 2))
+    monkeypatch.setattr(shared, "track", Bars("label-odds round 2", 0, 2))
     assert invoke(*command(data, tmp_path / "out", "--json", **options)).exit_code == 1
     epochs: list[int] = []
     epoch = training._epoch

@@ -52,17 +52,22 @@ def html(contents: Contents) -> str:
     scripts = [get_plotlyjs().replace("\r\n", "\n"), (HERE / "page.js").read_text(encoding="utf-8")]
     figures = _charts(contents)
     return environment.get_template("page.html.j2").render(
-        **contents.result,
+        **{name: value for name, value in contents.result.items() if name not in ("attack", "filter")},
         headline=words.headline(contents),
         findings=words.findings(contents),
         sampling=words.sampling(contents),
         accuracies=words.accuracies(contents),
         metrics=list(words.METRICS.values()),
-        estimators=words.detection(contents),
+        successes=words.successes(contents),
+        verdicts=words.verdicts(contents),
+        bias=words.bias(contents),
+        bad=words.bad(contents),
+        deciding=contents.deciding,
         known=contents.truth is not None,
         wrong=0 if contents.truth is None else int(contents.truth.sum()),
         names=[str(name) for name in contents.scores],
-        worst=[_card(entry) for entry in contents.worst],
+        worst=[card(entry) for entry in contents.worst],
+        harmful=[card(entry) for entry in contents.harmful[:SHOWN]],
         shown=SHOWN,
         series=[{"colour": f"series-{i % 6}", "dash": _dashes(charts.DASHES[(i + i // 6) % 6])} for i in range(contents.scores.shape[1])],
         colours=charts.COLOURS,
@@ -80,15 +85,16 @@ def html(contents: Contents) -> str:
 
 
 def _charts(contents: Contents) -> dict[str, charts.Chart]:
-    checking = charts.checking(contents)
+    checking, success = charts.checking(contents), charts.success(contents)
     return {
         "accuracy": charts.accuracy(contents),
+        **({} if success is None else {"success": success}),
         **{f"scores-{i}": charts.scores(contents, str(name)) for i, name in enumerate(contents.scores)},
         **({} if checking is None else {"precision": checking[0], "recall": checking[1]}),
     }
 
 
-def _card(entry: Mapping[str, Any]) -> dict[str, Any]:
+def card(entry: Mapping[str, Any]) -> dict[str, Any]:
     """One of the worst samples, with its row split into the fields shown at once and those behind a click."""
     row: Sequence[tuple[str, Any]] = list((entry["row"] or {}).items())
     text = entry["text"] or ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -53,13 +54,23 @@ class Chart:
 
 def accuracy(contents: Contents) -> Chart:
     """Accuracy before and after removal and of the controls: a bar mark for the mean, a dot for every run."""
-    rows, result = words.accuracies(contents), contents.result
-    figure = go.Figure()
+    return _shares(words.accuracies(contents), contents.result["accuracy"], contents.result["accuracy_runs"], "Test accuracy")
+
+
+def success(contents: Contents) -> Chart | None:
+    """The same for the attack's success; ``None`` where no attack was suspected."""
+    attack = contents.attack
+    return None if attack is None else _shares(words.successes(contents), attack["success"], attack["success_runs"], "Attack success")
+
+
+def _shares(rows: list[dict[str, str]], means: Mapping[str, Any], runs: Mapping[str, Any], title: str) -> Chart:
+    figure, values = go.Figure(), []
     for row in rows:
         colour = _LIGHT["series-0" if row["key"] in ("after", "relabelled") else "soft"]
-        mean, runs = 100 * result["accuracy"][row["key"]], [100 * run for run in result["accuracy_runs"].get(row["key"], [])]
+        mean, single = 100 * means[row["key"]], [100 * run for run in runs.get(row["key"], [])]
+        values += [mean, *single]
         figure.add_scatter(
-            x=runs, y=[row["name"]] * len(runs), mode="markers", marker={"size": 8, "color": colour, "opacity": 0.45},
+            x=single, y=[row["name"]] * len(single), mode="markers", marker={"size": 8, "color": colour, "opacity": 0.45},
             hovertemplate="%{x:.2f} %<extra>one run</extra>",
         )  # fmt: skip
         figure.add_scatter(
@@ -67,23 +78,22 @@ def accuracy(contents: Contents) -> Chart:
             hovertemplate="%{x:.2f} %<extra>mean</extra>",
         )  # fmt: skip
         figure.add_annotation(
-            text=f"<b>{row['accuracy']}</b>", x=mean, y=row["name"], yshift=13, yanchor="bottom", showarrow=False, borderpad=1,
+            text=f"<b>{row['share']}</b>", x=mean, y=row["name"], yshift=13, yanchor="bottom", showarrow=False, borderpad=1,
             font={"color": colour, "size": 13}, bgcolor=_LIGHT["paper"],
         )  # fmt: skip
-    figure.add_vline(x=100 * result["accuracy"]["before"], line={"color": _LIGHT["soft"], "width": 1, "dash": "dot"}, layer="below")
-    values = [100 * value for value in result["accuracy"].values() if value is not None]
-    values += [100 * run for runs in result["accuracy_runs"].values() for run in runs]
+    figure.add_vline(x=100 * means["before"], line={"color": _LIGHT["soft"], "width": 1, "dash": "dot"}, layer="below")
     margin = 0.08 * (max(values) - min(values)) or 1.0
-    figure.update_xaxes(title_text="Test accuracy", ticksuffix=" %", range=[min(values) - margin, max(values) + margin], nticks=6)
+    figure.update_xaxes(title_text=title, ticksuffix=" %", range=[min(values) - margin, max(values) + margin], nticks=6)
     figure.update_yaxes(categoryorder="array", categoryarray=[row["name"] for row in rows][::-1], range=[-0.5, len(rows) - 0.35], showgrid=False)
-    alt = "Test accuracy: " + "; ".join(f"{row['name'].lower()} {row['accuracy']}" for row in rows) + "."
+    alt = f"{title}: " + "; ".join(f"{row['name'].lower()} {row['share']}" for row in rows) + "."
     return Chart(_finish(figure, height=60 + 54 * len(rows)), alt)
 
 
 def scores(contents: Contents, name: str) -> Chart:
     """How the scores of one estimator are spread, one panel per group, on an axis that is bent where the tails are long."""
     values, truth = contents.scores[name].to_numpy(), contents.truth
-    groups = {"Mislabelled": truth, "Correct label": ~truth} if truth is not None else {"Removed": contents.removed, "Kept": ~contents.removed}
+    good, wrong = ("Correct label", "Mislabelled") if contents.attack is None else ("Clean", "Poisoned")
+    groups = {wrong: truth, good: ~truth} if truth is not None else {"Removed": contents.removed, "Kept": ~contents.removed}
     groups = {title: members for title, members in groups.items() if members.any()}
     scale = _scale(values)
     bent = values if scale is None else np.arcsinh(values / scale)
@@ -98,7 +108,7 @@ def scores(contents: Contents, name: str) -> Chart:
         counts = np.histogram(bent[members], edges)[0]
         bottom = max(0.0, 1 - (i + 1) * height - i * gap)
         axis = "" if i == 0 else str(i + 1)
-        colour = _LIGHT["series-1" if title in ("Mislabelled", "Removed") else "series-0"]
+        colour = _LIGHT["series-1" if title in (wrong, "Removed") else "series-0"]
         figure.add_bar(
             x=(edges[:-1] + edges[1:]) / 2, y=counts, width=np.diff(edges), marker={"color": colour, "line": {"width": 0}}, yaxis=f"y{axis}",
             customdata=[f"{words.number(float(a))} to {words.number(float(b))}" for a, b in pairwise(original)],
@@ -207,7 +217,7 @@ def checking(contents: Contents) -> tuple[Chart, Chart] | None:
         _line(figure, k, best, "best possible", "soft", "dot", 1.0)
         _line(figure, k, chance, "by chance", "soft", "dot", 1.0)
     at: dict[str, list[str]] = {"precision": [], "recall": []}
-    for i, name in enumerate(contents.scores):
+    for i, name in enumerate(contents.deciding):
         hits = expected_hits(contents.scores[name].to_numpy(), truth)
         colour, dash = f"series-{i % 6}", DASHES[(i + i // 6) % 6]
         for figure, kind, share in ((precision, "precision", hits[k] / k), (recall, "recall", hits[k] / wrong)):
@@ -234,7 +244,7 @@ def checking(contents: Contents) -> tuple[Chart, Chart] | None:
 
 
 def expected_hits(values: NDArray[np.float64], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Mislabelled samples among the first k = 0, ..., n by score, ``(n + 1,)``, on average over the orders that ties allow."""
+    """Bad samples among the first k = 0, ..., n by score, ``(n + 1,)``, on average over the orders that ties allow."""
     order = np.argsort(-values, kind="stable")
     hits = np.concatenate([[0], np.cumsum(truth[order])])
     # Inside a group of ties the average over all orders is the straight line between the group's ends.

@@ -7,7 +7,7 @@ import binascii
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,19 +28,22 @@ _PNG = re.compile(r"data:image/png;base64,([A-Za-z0-9+/]+={0,2})")
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """The four files of one run.
+    """The files of one run.
 
     Args:
-        result: ``result.json``; the five accuracies are present, ``None`` where not measured; ``threshold`` and ``accuracy_runs`` are present.
+        result: ``result.json``; the five accuracies are present, ``None`` where not measured; ``threshold``, ``accuracy_runs``, ``attack`` and
+            ``filter`` are present.
         samples: one row per training sample.
         scores: ``(n, estimators)``, float, in the order of ``samples``, higher = more harmful.
         worst: the most harmful samples, most harmful first.
+        harmful: of a run with attack inputs, those of the second verdict.
     """
 
     result: Mapping[str, Any]
     samples: pd.DataFrame
     scores: pd.DataFrame
     worst: list[dict[str, Any]]
+    harmful: list[dict[str, Any]]
 
     @property
     def removed(self) -> NDArray[np.bool_]:
@@ -48,9 +51,21 @@ class Contents:
         return self.samples["removed"].to_numpy(dtype=bool)
 
     @property
+    def attack(self) -> Mapping[str, Any] | None:
+        """What the run says of the suspected attack; ``None`` where none was suspected."""
+        found: Mapping[str, Any] | None = self.result["attack"]
+        return found
+
+    @property
     def truth(self) -> NDArray[np.bool_] | None:
-        """Which samples are truly mislabelled, ``(n,)``; ``None`` where that is not known."""
-        return self.samples["mislabelled"].to_numpy(dtype=bool) if "mislabelled" in self.samples else None
+        """Which samples are truly bad, ``(n,)``: poisoned where an attack was suspected, else mislabelled; ``None`` where that is not known."""
+        name = _truth(self.result)
+        return self.samples[name].to_numpy(dtype=bool) if name in self.samples else None
+
+    @property
+    def deciding(self) -> list[str]:
+        """The scores that the deciding verdict rests on or could rest on: those about the attack where one was suspected, else all."""
+        return [str(name) for name in self.scores] if self.attack is None else [self.result["decided_by"]]
 
 
 def read(directory: Path) -> Contents:
@@ -68,8 +83,14 @@ def read(directory: Path) -> Contents:
     result = _result(_load(directory / "result.json", _json))
     samples = _samples(_load(directory / "samples.parquet", pd.read_parquet), result)
     scores = _scores(_load(directory / "scores.parquet", pd.read_parquet), samples, result)
-    worst = _worst(_load(directory / "worst.json", _json))
-    return Contents(result, samples, scores, worst)
+    worst = _worst(_load(directory / "worst.json", _json), "worst.json", _truth(result))
+    harmful = directory / "harmful.json"
+    second = _worst(_load(harmful, _json), harmful.name, _truth(result)) if result["attack"] is not None and harmful.is_file() else []
+    return Contents(result, samples, scores, worst, second)
+
+
+def _truth(result: Mapping[str, Any]) -> str:
+    return "mislabelled" if result["attack"] is None else "truly_poisoned"
 
 
 def _load(path: Path, reader: Callable[[Path], Any]) -> Any:
@@ -108,7 +129,32 @@ def _result(result: Any) -> dict[str, Any]:
     threshold = result.get("threshold")
     _check(threshold is None or _is_number(threshold), f"result.json: threshold: expected a finite number or null, got {threshold!r}")
     detection = [_detection(i, entry) for i, entry in enumerate(result["detection"])]
-    return {**result, "threshold": threshold, "detection": detection, **_accuracies(result)}
+    attack, bias = _attack(result.get("attack")), result.get("filter") or []
+    fits = isinstance(bias, list) and all(isinstance(row, dict) and {"by", "value", "n", "removed"} <= set(row) for row in bias)
+    _check(fits, f"result.json: filter: expected a list of objects, got {bias!r}")
+    return {**result, "threshold": threshold, "detection": detection, "attack": attack, "filter": bias, **_accuracies(result)}
+
+
+_ATTACK: dict[str, type] = {
+    "goal_class": str, "seen": int, "measured": int, "shared": bool, "failed": bool, "poisoned": int, "harms_utility": int, "both": int,
+    "harms_by": str, "success": dict, "success_runs": dict,
+}  # fmt: skip
+
+
+def _attack(attack: Any) -> dict[str, Any] | None:
+    if attack is None:
+        return None
+    _check(isinstance(attack, dict), f"result.json: attack: expected an object or null, got {type(attack).__name__}")
+    for field, kind in _ATTACK.items():
+        _check(isinstance(attack.get(field), kind), f"result.json: attack.{field}: expected {kind.__name__}, got {attack.get(field)!r}")
+    success = {key: attack["success"].get(key) for key in (*ACCURACIES, "scored")}
+    for key, value in success.items():
+        _check(
+            (value is None and key == "oracle") or _is_share(value), f"result.json: attack.success.{key}: expected a share from 0 to 1, got {value!r}"
+        )
+    for key, values in attack["success_runs"].items():
+        _check(isinstance(values, list) and all(map(_is_share, values)), f"result.json: attack.success_runs.{key}: expected shares, got {values!r}")
+    return {**attack, "success": success, "max_false_positives": attack.get("max_false_positives")}
 
 
 def _accuracies(result: dict[str, Any]) -> dict[str, Any]:
@@ -144,9 +190,10 @@ def _samples(samples: pd.DataFrame, result: Mapping[str, Any]) -> pd.DataFrame:
     for name in ("id", "label", "suggested_label", "removed"):
         _check(name in samples, f"samples.parquet: missing the column {name!r}")
     _check(samples["id"].is_unique, f"samples.parquet: id: repeated ids, {list(samples['id'][samples['id'].duplicated()][:5])}")
-    if "mislabelled" in samples and samples["mislabelled"].isna().all():
-        samples = samples.drop(columns="mislabelled")
-    for name in {"removed", "mislabelled"} & set(samples):
+    truth = _truth(result)
+    if truth in samples and samples[truth].isna().all():
+        samples = samples.drop(columns=truth)
+    for name in {"removed", truth} & set(samples):
         _check(bool(samples[name].isin([True, False]).all()), f"samples.parquet: {name}: expected true or false for every sample")
     n, removed = len(samples), int(samples["removed"].astype(bool).sum())
     _check(n == result["n_train"], f"samples.parquet: expected {result['n_train']} rows (n_train in result.json), got {n}")
@@ -165,22 +212,26 @@ def _scores(scores: pd.DataFrame, samples: pd.DataFrame, result: Mapping[str, An
     return table.loc[samples["id"]].astype(np.float64)
 
 
-def _worst(worst: Any) -> list[dict[str, Any]]:
-    _check(isinstance(worst, list), f"worst.json: expected a list, got {type(worst).__name__}")
-    return [_one_worst(i, entry) for i, entry in enumerate(worst)]
+def _worst(worst: Any, name: str, truth: str) -> list[dict[str, Any]]:
+    _check(isinstance(worst, list), f"{name}: expected a list, got {type(worst).__name__}")
+    return [shown(entry, f"{name}: [{i}]") | {"bad": entry.get(truth)} for i, entry in enumerate(worst)]
 
 
-def _one_worst(i: int, entry: Any) -> dict[str, Any]:
-    where = f"worst.json: [{i}]"
+def shown(entry: Any, where: str, fields: Sequence[str] = ("removed",)) -> dict[str, Any]:
+    """One sample as a page shows it, checked; an image must be a PNG inside the page.
+
+    Raises:
+        ValueError: if a field is missing or malformed; the message begins with ``where``.
+    """
     _check(isinstance(entry, dict), f"{where}: expected an object, got {type(entry).__name__}")
-    for field in ("id", "label", "score", "removed"):
+    for field in ("id", "label", "score", *fields):
         _check(field in entry, f"{where}: missing the field {field!r}")
     _check(_is_number(entry["score"]), f"{where}: score: expected a finite number, got {entry['score']!r}")
     row, text, image = entry.get("row"), entry.get("text"), entry.get("image")
     _check(row is None or isinstance(row, dict), f"{where}: row: expected an object or null, got {type(row).__name__}")
     _check(text is None or isinstance(text, str), f"{where}: text: expected a string or null, got {type(text).__name__}")
     size = None if image is None else _png_size(where, image)
-    return {"suggested": None, "mislabelled": None, **entry, "row": row, "text": text, "image": image, "size": size}
+    return {"suggested": None, "bad": None, **entry, "row": row, "text": text, "image": image, "size": size}
 
 
 def _png_size(where: str, image: Any) -> tuple[int, int]:

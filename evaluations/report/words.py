@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from robust_if.evaluations.report.contents import Contents
 
+#: Attack success after removal, or more than after the oracle's, above which the report says that poison is left.
+LEFT = 0.05
 SPACE = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 
@@ -18,6 +21,17 @@ NAMES = {
     "oracle": ("Oracle", "retrained without exactly the truly mislabelled samples"),
     "relabelled": ("Relabelled", "retrained with the suggested label in place of removal"),
 }
+
+
+ATTACKED = NAMES | {
+    "after": ("After removal", "retrained without the samples called poisoned"),
+    "oracle": ("Oracle", "retrained without exactly the truly poisoned samples"),
+}
+
+
+def bad(contents: Contents) -> str:
+    """What a truly bad sample is called."""
+    return "mislabelled" if contents.attack is None else "poisoned"
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -68,36 +82,79 @@ def spoken(name: str) -> str:
 
 
 def headline(contents: Contents) -> str:
-    """The finding in one sentence; it says so when accuracy fell, stayed, or nothing was removed."""
+    """The finding in one sentence; it says so when accuracy fell, stayed, or nothing was removed, and when a suspected attack does not work."""
     result, places = contents.result, digits(contents)
     before, after = (percent(result["accuracy"][key], places) for key in ("before", "after"))
+    attack = contents.attack
+    if attack is not None and attack["failed"]:
+        return f"The suspected attack does not work on this model: its success is {percent(attack['success']['scored'])}."
+    if attack is not None:
+        before, after = (percent(attack["success"][key]) for key in ("before", "after"))
+    subject = "test accuracy" if attack is None else "attack success"
     if not result["removed"]:
-        return f"None of the {count(result['n_train'], 'sample')} was removed; test accuracy is {before}."
-    opening = f"Removing {result['removed']:,} of {count(result['n_train'], 'sample')}"
+        return f"None of the {count(result['n_train'], 'sample')} was removed; {subject} is {before}."
+    opening = f"Removing {result['removed']:,} of {count(result['n_train'], 'sample')}{'' if attack is None else ' as poisoned'}"
     if before == after:
-        return f"{opening} left test accuracy at {before}."
-    verb = "raised" if result["accuracy"]["after"] > result["accuracy"]["before"] else "lowered"
-    return f"{opening} {verb} test accuracy from {before} to {after}."
+        return f"{opening} left {subject} at {before}."
+    values = result["accuracy"] if attack is None else attack["success"]
+    return f"{opening} {'raised' if values['after'] > values['before'] else 'lowered'} {subject} from {before} to {after}."
 
 
 def findings(contents: Contents) -> list[str]:
     """The sentences below the headline: what the truth says, what the controls say, and how sure the runs make it."""
-    return [sentence for sentence in (_truth(contents), _control(contents), _relabelled(contents), _runs(contents)) if sentence]
+    if contents.attack is None:
+        parts = (_truth(contents), _control(contents), _relabelled(contents), _runs(contents))
+    else:
+        parts = (_attacked(contents), _truth(contents), _left(contents), _measured(contents))
+    return [sentence for sentence in parts if sentence]
+
+
+def _attacked(contents: Contents) -> str:
+    accuracy = contents.result["accuracy"]
+    before, after = (percent(accuracy[key], digits(contents)) for key in ("before", "after"))
+    return f"Test accuracy was {before} before and {after} after." if contents.result["removed"] else f"Test accuracy is {before}."
+
+
+def _left(contents: Contents) -> str:
+    assert contents.attack is not None
+    success = contents.attack["success"]
+    if not contents.result["removed"] or contents.attack["failed"]:
+        return ""
+    controls = f"Removing as many samples at random left attack success at {percent(success['random'])}"
+    controls += "." if success["oracle"] is None else f", removing exactly the poison at {percent(success['oracle'])}."
+    if success["after"] <= LEFT:
+        return controls
+    if success["oracle"] is not None and success["after"] <= success["oracle"] + LEFT:
+        return f"{controls} What success there still is comes without poison: such inputs look like the goal class by themselves."
+    controls += " The attack still works on some inputs, so poison is left in the data"
+    controls += "." if success["oracle"] is not None else ", or such inputs look like the goal class by themselves."
+    return controls
+
+
+def _measured(contents: Contents) -> str:
+    attack = contents.attack
+    assert attack is not None
+    inputs = f"{count(attack['measured'], 'triggered input')} with the goal class {attack['goal_class']}"
+    if attack["shared"]:
+        return f"Attack success was measured on {inputs}, the very ones that the scores had seen."
+    return f"Attack success was measured on {inputs} that no score had seen."
 
 
 def _truth(contents: Contents) -> str:
     removed, truth = contents.removed, contents.truth
     if truth is None:
-        return "Which labels are wrong is not known for these data, so retraining is the only evidence."
+        what = "Which labels are wrong" if contents.attack is None else "Which samples are poisoned"
+        return f"{what} is not known for these data, so retraining is the only evidence."
+    word = bad(contents)
     wrong, hits = int(truth.sum()), int((truth & removed).sum())
     if not removed.any():
-        return f"{count(wrong, 'sample')} {'is' if wrong == 1 else 'are'} truly mislabelled."
+        return f"{count(wrong, 'sample')} {'is' if wrong == 1 else 'are'} truly {word}."
     k = int(removed.sum())
     if not hits:
-        return f"None of the {k:,} removed is truly mislabelled; {wrong:,} of all samples are."
-    share = f"{hits:,} of the {k:,} removed {'is' if hits == 1 else 'are'} truly mislabelled ({percent(hits / k, 0)})"
-    opening = f"All {k:,} removed are truly mislabelled" if hits == k > 1 else share
-    return f"{opening}; that is {percent(hits / wrong, 0)} of the {wrong:,} mislabelled samples in the data."
+        return f"None of the {k:,} removed is truly {word}; {wrong:,} of all samples are."
+    share = f"{hits:,} of the {k:,} removed {'is' if hits == 1 else 'are'} truly {word} ({percent(hits / k, 0)})"
+    opening = f"All {k:,} removed are truly {word}" if hits == k > 1 else share
+    return f"{opening}; that is {percent(hits / wrong, 0)} of the {wrong:,} {word} samples in the data."
 
 
 def _control(contents: Contents) -> str:
@@ -140,16 +197,61 @@ def sampling(contents: Contents) -> str:
 
 def accuracies(contents: Contents) -> list[dict[str, str]]:
     """The rows of the accuracy table, in the order of the chart."""
-    accuracy, runs, places = contents.result["accuracy"], contents.result["accuracy_runs"], digits(contents)
+    return _measurements(contents, contents.result["accuracy"], contents.result["accuracy_runs"], digits(contents))
+
+
+def successes(contents: Contents) -> list[dict[str, str]]:
+    """The rows of the table of attack success; none where no attack was suspected."""
+    return [] if contents.attack is None else _measurements(contents, contents.attack["success"], contents.attack["success_runs"], 1)
+
+
+def _measurements(contents: Contents, means: Mapping[str, Any], runs: Mapping[str, Any], places: int) -> list[dict[str, str]]:
     rows = []
-    for key, (name, meaning) in NAMES.items():
-        if accuracy[key] is not None:
+    for key, (name, meaning) in (NAMES if contents.attack is None else ATTACKED).items():
+        if means[key] is not None:
             single = runs.get(key, [])
             spread = f"{percent(min(single), places).rstrip(SPACE + '%')} to {percent(max(single), places)}" if len(single) > 1 else "\N{EN DASH}"
             measured = count(len(single), "run") if single else ""
-            change = "" if key == "before" else points(accuracy[key] - accuracy["before"], places)
-            shown = percent(accuracy[key], places)
-            rows.append({"key": key, "name": name, "meaning": meaning, "accuracy": shown, "change": change, "spread": spread, "runs": measured})
+            change = "" if key == "before" else points(means[key] - means["before"], places)
+            rows.append({
+                "key": key, "name": name, "meaning": meaning, "share": percent(means[key], places), "change": change, "spread": spread,
+                "runs": measured,
+            })  # fmt: skip
+    return rows
+
+
+def verdicts(contents: Contents) -> list[dict[str, Any]]:
+    """The tables of estimators: one, or with a suspected attack one for each of the two verdicts, with what is said above it."""
+    rows, attack = detection(contents), contents.attack
+    if attack is None:
+        return [{"id": "detection", "title": "How well each estimator finds mislabelled samples", "said": [], "rows": rows, "cards": []}]
+    promise = attack["max_false_positives"]
+    text = (
+        f"A sample is called poisoned if the model forgets it when it unlearns the attack. That holds for {count(attack['poisoned'], 'sample')}, and "
+        "these were removed."
+    )
+    poisoned = [text]
+    if promise is not None:
+        poisoned.append(
+            f"The threshold is the one that at most {percent(promise)} of clean samples exceed, as the validation samples show. Training samples "
+            "were learnt by heart and validation samples were not, so among those more may exceed it, most of all in the goal class."
+        )
+    harms = (
+        f"This is another question: whether leaving a sample out is predicted to lower the loss on clean validation samples. By "
+        f"{spoken(attack['harms_by'])} and the automatic threshold that holds for {count(attack['harms_utility'], 'sample')}, {attack['both']:,} of "
+        "them also called poisoned. Nothing was removed by this verdict."
+    )
+    first = {"id": "poisoned", "title": "Verdict: poisoned", "said": poisoned, "rows": rows[:1], "cards": []}
+    return [first, {"id": "harms", "title": "Verdict: harms utility", "said": [harms], "rows": rows[1:], "cards": contents.harmful}]
+
+
+def bias(contents: Contents) -> list[dict[str, str]]:
+    """The rows of the table of those who were removed."""
+    rows = []
+    for row in contents.result["filter"]:
+        name = {"all": "All samples", "class": f"Class {row['value']}"}.get(row["by"], f"{row['by']} {row['value']}")
+        shares = {key: "\N{EN DASH}" if row.get(key) is None else percent(row[key]) for key in ("precision", "recall", "false_positive_rate")}
+        rows.append({"name": name, "n": f"{row['n']:,}", "removed": f"{row['removed']:,}", **shares})
     return rows
 
 
@@ -171,7 +273,8 @@ def detection(contents: Contents) -> list[dict[str, Any]]:
     for entry, texts in zip(entries, shown, strict=True):
         cells = []
         for key, title in METRICS.items():
-            known = [(other[key], text[key]) for other, text in zip(entries, shown, strict=True) if other.get(key) is not None]
+            rivals = [pair for pair in zip(entries, shown, strict=True) if contents.attack is None or pair[0]["target"] == entry["target"]]
+            known = [(other[key], text[key]) for other, text in rivals if other.get(key) is not None]
             # Compared as shown: two values that read the same are both best.
             winner = max(known)[1] if key != "seconds" and len(known) > 1 else None
             interval = entry.get("auroc_interval") if key == "auroc" else None

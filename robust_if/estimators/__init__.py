@@ -11,8 +11,9 @@ from robust_if.estimators.label_odds import LabelOdds
 from robust_if.estimators.less import LESS
 from robust_if.estimators.retraining import Retraining
 from robust_if.estimators.train_on_validation import LossChange
+from robust_if.estimators.unlearning import Unlearning
 
 __all__ = [
     "LESS", "Combined", "Ensemble", "Estimator", "FlatMinima", "GradNorm", "InnerProduct", "LabelOdds", "Loss", "LossChange", "Random",
-    "Retraining", "SelfInfluence", "TunedLoss", "ValidationLoss",
+    "Retraining", "SelfInfluence", "TunedLoss", "Unlearning", "ValidationLoss",
 ]  # fmt: skip

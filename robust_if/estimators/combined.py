@@ -28,9 +28,8 @@ class Combined(Estimator):
     single checkpoints would let one of them with hardly any weight count like the others. An :class:`~robust_if.Ensemble` of this ranks each of its
     members by itself.
 
-    ``members`` of the scores are the single ranks, ``(k, n)``, in the order of the estimators, and their spread tells where these disagree. With the
-    maximum the score is not their mean, so that ``Scores.interval`` says nothing here. Every estimator makes passes of its own over the data; with an
-    ``index`` those that read per-sample gradients need none.
+    ``members`` of the scores are the single ranks, ``(k, n)``, in the order of the estimators, and their spread tells where these disagree. Every
+    estimator makes passes of its own over the data; with an ``index`` those that read per-sample gradients need none.
 
     Args:
         estimators: at least two.

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from cases import case, relative
 from oracles import flat, full_gradient
 from robust_if import InnerProduct, Samples, Task, score
-from robust_if.attacks.success import AttackSuccess, DeltaInfluence, PredictionMargin, log_odds
+from robust_if.attacks.success import AttackSuccess, DeltaInfluence
+from robust_if.predictions import PredictionMargin, log_odds
 
 
 def halved(x: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ def test_the_samples_that_taught_the_trigger_come_first() -> None:
     ("make", "message"),
     [
         (lambda x: AttackSuccess(x, goal_class=-1), "goal_class: expected a class number of at least 0"),
-        (lambda x: AttackSuccess(x, goal_class=5), "goal_class: expected a class from 0 to 2, got 5"),
+        (lambda x: AttackSuccess(x, goal_class=5), "labels: expected classes from 0 to 2, got 5"),
         (lambda x: DeltaInfluence(x, goal_class=1, transforms=()), "transforms: expected at least one harmless change"),
     ],
 )

@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,30 @@ def detected(directory: Path, kind: str = "image", *, known: bool = True, **chan
     return directory
 
 
+def attacked(directory: Path, kind: str = "image", *, known: bool = True, attack: dict[str, object] | None = None, **changes: object) -> Path:
+    """The same with attack inputs: two verdicts, and who was removed."""
+    success = {"before": 0.99, "after": 0.02, "random": 0.98, "oracle": 0.0 if known else None, "relabelled": 0.5, "scored": 0.99}
+    said = {
+        "inputs": "x.csv", "goal_class": ATTACK, "seen": 5, "measured": 5, "shared": False, "failed": False, "success": success,
+        "success_runs": {"before": [0.98, 1.0], "after": [0.02, 0.02]}, "max_false_positives": 0.01, "poisoned": 12, "harms_utility": 3, "both": 1,
+        "harms_by": "loss",
+    } | (attack or {})  # fmt: skip
+    shares = {"precision": 0.5 if known else None, "recall": None, "false_positive_rate": 0.1 if known else None}
+    bias = [
+        {"by": by, "value": value, "n": 30, "removed": 4, "poisoned": 6, **shares} for by, value in (("all", ""), ("class", ATTACK), (QUOTED, "F"))
+    ]
+    columns = {"decided_by": "fvm:utility", "attack": said, "filter": bias, "decision": "threshold that at most 1 % of clean samples exceed"}
+    detected(directory, kind, known=known, **(columns | changes))
+    samples = pd.read_parquet(directory / "samples.parquet").rename(columns={"mislabelled": "truly_poisoned"})
+    samples.assign(poisoned=samples["removed"], harms_utility=False).to_parquet(directory / "samples.parquet")
+    worst = json.loads((directory / "worst.json").read_text())
+    for entry in worst:
+        entry["truly_poisoned"] = entry.pop("mislabelled")
+    for name in ("worst.json", "harmful.json"):
+        (directory / name).write_text(json.dumps(worst))
+    return directory
+
+
 def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -86,8 +111,9 @@ def own(page: str) -> str:
 
 @pytest.mark.parametrize("kind", ["image", "table", "text"])
 @pytest.mark.parametrize("known", [True, False])
-def test_values_from_the_data_stay_text(tmp_path: Path, kind: str, known: bool) -> None:
-    page = own(render(detected(tmp_path, kind, known=known)).read_text())
+@pytest.mark.parametrize("make", [detected, attacked])
+def test_values_from_the_data_stay_text(tmp_path: Path, kind: str, known: bool, make: Callable[..., Path]) -> None:
+    page = own(render(make(tmp_path, kind, known=known)).read_text())
     assert ATTACK not in page and "<b>" not in re.sub(r'<script type="application/json".*?</script>', "", page)
     assert html.escape(ATTACK, quote=False) in page
     assert html.escape(QUOTED, quote=False).replace("'", "&#39;").replace('"', "&#34;") in page
@@ -197,6 +223,73 @@ def test_unknown_truth_is_said_and_not_plotted(tmp_path: Path) -> None:
     assert charts.checking(read(tmp_path)) is None
 
 
+def spoken(text: str) -> str:
+    return text.replace(words.SPACE, " ")
+
+
+@pytest.mark.parametrize(
+    ("attack", "sentence"),
+    [
+        ({}, "lowered attack success from 99.0 % to 2.0 %."),
+        ({"failed": True, "success": {"scored": 0.1, **dict.fromkeys(("before", "after", "random", "relabelled"), 0.1)}},
+         "The suspected attack does not work on this model: its success is 10.0 %."),
+    ],
+)  # fmt: skip
+def test_the_headline_of_an_attack_tells_of_the_attack(tmp_path: Path, attack: dict[str, object], sentence: str) -> None:
+    contents = read(attacked(tmp_path, attack=attack))
+    assert sentence in spoken(words.headline(contents))
+    render(tmp_path)
+
+
+def test_the_verdicts_are_told_apart(tmp_path: Path) -> None:
+    contents = read(attacked(tmp_path))
+    first, second = words.verdicts(contents)
+    assert [row["estimator"] for row in first["rows"]] == ["fvm"] and len(second["rows"]) == 2
+    assert "12 samples" in spoken(first["said"][0]) and "at most 1.0 % of clean samples" in spoken(first["said"][1])
+    assert "3 samples, 1 of them also called poisoned. Nothing was removed by this verdict." in spoken(second["said"][0])
+    page = own(render(tmp_path).read_text())
+    assert "mislabelled" not in re.sub(r'<script type="application/json".*?</script>', "", page) and "truly poisoned" in page
+    assert words.bias(contents)[1]["name"] == f"Class {ATTACK}" and words.bias(contents)[0]["recall"] == "–"
+
+
+@pytest.mark.parametrize(
+    ("success", "oracle", "shared", "sentences"),
+    [
+        (0.02, 0.0, False, ["5 triggered inputs", "that no score had seen"]),
+        (0.4, 0.0, True, ["so poison is left in the data.", "the very ones that the scores had seen"]),
+        (0.4, None, False, ["so poison is left in the data, or such inputs look like the goal class by themselves."]),
+        (0.4, 0.4, False, ["What success there still is comes without poison"]),
+    ],
+)
+def test_what_is_left_of_an_attack_and_where_it_was_measured_is_said(
+    tmp_path: Path, success: float, oracle: float | None, shared: bool, sentences: list[str]
+) -> None:
+    shares = {"before": 0.99, "after": success, "random": 0.98, "oracle": oracle, "relabelled": 0.5, "scored": 0.99}
+    text = spoken(" ".join(words.findings(read(attacked(tmp_path, attack={"success": shares, "shared": shared})))))
+    assert all(sentence in text for sentence in sentences)
+    assert ("still works" in text) == (success > words.LEFT and success != oracle)
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ({"goal_class": 3}, "attack.goal_class: expected str"),
+        ({"failed": None}, "attack.failed: expected bool"),
+        ({"success": {"before": 0.9}}, "attack.success.after: expected a share"),
+        ({"success_runs": {"before": [2]}}, "attack.success_runs.before: expected shares"),
+    ],
+)
+def test_a_malformed_attack_is_named(tmp_path: Path, attack: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        render(attacked(tmp_path, attack=attack))
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_malformed_filter_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="result.json: filter: expected a list of objects"):
+        render(attacked(tmp_path, filter=[{"by": "all"}]))
+
+
 def test_tied_scores_find_what_chance_finds() -> None:
     truth = np.arange(10) < 5
     np.testing.assert_allclose(charts.expected_hits(np.zeros(10), truth), np.arange(11) / 2)
@@ -240,11 +333,22 @@ def browser():
         running.close()
 
 
-@pytest.mark.parametrize(("kind", "known", "drawn"), [("image", True, 4), ("table", True, 4), ("text", False, 2)])
+@pytest.mark.parametrize(
+    ("make", "kind", "known", "drawn"),
+    [
+        (detected, "image", True, 4),
+        (detected, "table", True, 4),
+        (detected, "text", False, 2),
+        (attacked, "image", True, 5),
+        (attacked, "text", False, 3),
+    ],
+)
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_works_offline_in_a_browser(tmp_path: Path, browser, kind: str, known: bool, drawn: int, width: int, scheme: str) -> None:
-    path = render(detected(tmp_path, kind, known=known))
+def test_the_page_works_offline_in_a_browser(
+    tmp_path: Path, browser, make: Callable[..., Path], kind: str, known: bool, drawn: int, width: int, scheme: str
+) -> None:
+    path = render(make(tmp_path, kind, known=known))
     page = browser.new_page(viewport={"width": width, "height": HEIGHT}, color_scheme=scheme)
     trouble, requests = [], []
     page.on("console", lambda message: trouble.append(message.text))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_if import Scores, automatic_threshold, relabel, remove_above, remove_automatic, remove_top
+from robust_if.decisions import threshold_at
 
 
 def scores(values: np.ndarray | list[float]) -> Scores:
@@ -79,6 +80,41 @@ def test_the_automatic_threshold_is_one_of_the_scores_and_repeats() -> None:
     first = automatic_threshold(scores(values))
     np.random.seed(1)
     assert first == automatic_threshold(scores(values)) and first in values
+
+
+@pytest.mark.parametrize(
+    ("m", "share", "rank"), [(99, 0.01, 99), (100, 0.01, 100), (199, 0.01, 198), (19, 0.05, 19), (39, 0.05, 38), (9, 0.5, 5), (1, 0.5, 1)]
+)
+def test_the_threshold_of_a_false_positive_rate_is_the_conformal_order_statistic(m: int, share: float, rank: int) -> None:
+    values = np.random.default_rng(m).permutation(np.arange(1.0, m + 1))
+    assert threshold_at(scores(values), share) == rank
+
+
+@pytest.mark.parametrize("family", ["normal", "standard_cauchy", "exponential"])
+@pytest.mark.parametrize(("m", "share"), [(99, 0.01), (150, 0.01), (39, 0.05), (30, 0.1)])
+def test_exchangeable_clean_samples_exceed_it_no_more_often_than_promised(family: str, m: int, share: float) -> None:
+    """The share of a fresh sample above it is 1 − rank / (m + 1) on average: at most the promise, and short of it by 1 / (m + 1) at most."""
+    draw, fresh = getattr(np.random.default_rng(0), family), 200
+    above = [(draw(size=fresh) > threshold_at(scores(draw(size=m)), share)).mean() for _ in range(2000)]
+    error = 4 * np.std(above) / np.sqrt(len(above))
+    assert share - 1 / (m + 1) - error <= np.mean(above) <= share + error
+
+
+def test_ties_at_the_threshold_are_not_exceeded() -> None:
+    clean = scores(np.r_[np.zeros(50), np.ones(49)])
+    assert threshold_at(clean, 0.01) == 1 and remove_above(clean, 1.0).all()
+
+
+def test_a_rate_that_too_few_clean_samples_cannot_promise_is_refused_with_the_smallest_that_they_can() -> None:
+    with pytest.raises(ValueError, match=r"false_positives: 98 clean validation samples cannot promise .* 0.01; the smallest .* 0.0101, .* needs 99"):
+        threshold_at(scores(np.arange(98)), 0.01)
+    assert threshold_at(scores(np.arange(98)), 1 / 99) == 97
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 2.0, float("nan")])
+def test_a_false_positive_rate_out_of_range_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="false_positives: expected a share strictly between 0 and 1"):
+        threshold_at(scores(np.arange(200)), share)
 
 
 def test_removed_samples_take_the_suggested_label() -> None:

@@ -223,3 +223,26 @@ def test_a_file_that_is_no_parquet_is_refused(content: bytes, tmp_path: Path) ->
         Scores.read(tmp_path / "scores.parquet")
     with pytest.raises(FileNotFoundError, match="scores: there is no file"):
         Scores.read(tmp_path / "other.parquet")
+
+
+@pytest.mark.parametrize("values", [[3.0, 1.0, 2.0, -1.0], [0.0, 0.0, 0.0, 0.0], [-1.0, 5.0, 1.0, 4.0]])
+def test_samples_put_first_keep_their_order_and_so_do_the_others(values: list[float]) -> None:
+    first = np.array([False, True, False, True])
+    scores = Scores(np.array(values), np.arange(4), "any", units="target").put_first(first)
+    assert set(scores.order()[:2]) == {1, 3} and scores.units == "rank"
+    assert np.array_equal(scores.values[first], np.array(values)[first])
+    assert scores.values[0] - scores.values[2] == pytest.approx(values[0] - values[2])
+    assert scores.values[~first].max() < scores.values[first].min()
+    assert np.array_equal(scores.put_first(np.ones(4, dtype=bool)).values, scores.values)
+
+
+@pytest.mark.parametrize("mask", [[True], [False, False]])
+def test_a_mask_that_does_not_fit_is_refused(mask: list[bool]) -> None:
+    with pytest.raises(ValueError, match="mask: expected 2 truth values, one of them true"):
+        Scores(np.zeros(2), np.arange(2), "any").put_first(mask)
+
+
+def test_an_interval_is_refused_where_the_score_is_not_the_mean_of_its_members() -> None:
+    members = np.array([[0.0, 1.0], [1.0, 0.5]])
+    with pytest.raises(ValueError, match="not the mean of its members"):
+        Scores(members.max(0), np.arange(2), "any", members=members).interval()

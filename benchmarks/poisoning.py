@@ -1,0 +1,346 @@
+"""Which detector finds poison, with what knowledge, and whether its removal ends the attack.
+
+    python benchmarks/poisoning.py digits-badnets            one row of the table, five seeds
+    python benchmarks/poisoning.py --data fashion            all rows of one data set
+    python benchmarks/poisoning.py --table                   the tables of all rows that have been run
+
+A defender knows (a) ten triggered inputs and the goal class, (b) one of them, (c) clean validation samples and nothing else; (-) stands for detectors
+that need not even these. Triggered inputs are stamped test images, and the attack's success is measured on the other ones. Covers (tampered
+with, but rightly labelled) count as neither poison nor clean. A backdoor that succeeds on fewer than 80 % of the test inputs has failed: that is
+reported, and nothing is scored.
+
+Every (row, seed, detector) is appended to ``benchmarks/results/poisoning.jsonl`` as soon as it is known; finished ones are not run again.
+Fashion-MNIST and CIFAR-10 are read from the folder that ROBUST_IF_DATA names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Splits, cifar, digits, fashion
+from sklearn.preprocessing import normalize
+
+import robust_if as rif
+from robust_if import models
+from robust_if.attacks import backdoors, labels
+from robust_if.attacks.backdoors import Backdoor
+from robust_if.attacks.poisoned import Poisoned
+from robust_if.attacks.success import AttackSuccess, DeltaInfluence
+from robust_if.attacks.universal import universal_triggers
+from robust_if.decisions import automatic_threshold, remove_above, remove_top
+from robust_if.estimators import Estimator
+from robust_if.estimators.base import Job, Result
+from robust_if.evaluations import detectors as others
+from robust_if.evaluations.baselines import ConfidentLearning, accuracy
+from robust_if.evaluations.calibration import calibrated
+from robust_if.evaluations.detection import RATES, detection
+from robust_if.evaluations.poisoning import WORKS, attack_success, defended
+from robust_if.scores import Scores
+
+RESULTS = Path(__file__).parent / "results" / "poisoning.jsonl"
+GOAL = 0
+#: Triggered inputs that the defender holds.
+INPUTS = 10
+METRICS = ("auroc", "average_precision", *RATES)
+Knowledge = Literal["a", "b", "c", "-"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Data, model and recipe, and what the attacker does: a backdoor, a noise, or nothing."""
+
+    load: Callable[[int], Splits]
+    model: Callable[[], torch.nn.Module]
+    recipe: rif.Recipe
+    attack: Callable[[Row, rif.Samples, int], Backdoor | Poisoned[rif.Samples] | None]
+
+    def crafting(self, train: rif.Samples, seed: int) -> rif.Task:
+        """The attacker's own model of the clean data."""
+        return rif.fit(rif.Task(self.model()).reset(1000 + seed), train, replace(self.recipe, seed=1000 + seed))
+
+
+@dataclass
+class Case:
+    """A row with a seed: the poison, and the victim."""
+
+    row: Row
+    seed: int
+
+    def __post_init__(self) -> None:
+        clean, self.valid, self.test = self.row.load(self.seed)
+        attack = self.row.attack(self.row, clean, self.seed)
+        self.backdoor = attack if isinstance(attack, Backdoor) else None
+        self.poison = attack(clean, seed=self.seed) if isinstance(attack, Backdoor) else attack
+        self.train = clean if self.poison is None else self.poison.data
+        self.start = rif.Task(self.row.model()).reset(self.seed)
+        self.recipe = replace(self.row.recipe, seed=self.seed, keep=5)
+
+    @cached_property
+    def checkpoints(self) -> list[rif.Checkpoint]:
+        return rif.train(self.start, self.train, self.recipe)
+
+    @cached_property
+    def victim(self) -> rif.Task:
+        return self.start.at(self.checkpoints[-1].state)
+
+    @cached_property
+    def shown(self) -> rif.Samples:
+        """Triggered inputs in the defender's hands; of an attack that does not exist where nothing is wrong."""
+        return self._stamped.take(range(INPUTS))
+
+    @property
+    def triggered(self) -> rif.Samples:
+        """Those that the attack's success is measured on, which no score has seen."""
+        return self._stamped.take(range(INPUTS, len(self._stamped)))
+
+    @cached_property
+    def _stamped(self) -> rif.Samples:
+        stamped = (self.backdoor or backdoors.badnets(GOAL, size=2)).triggered(self.test)
+        return stamped.take(np.random.default_rng([self.seed, 1]).permutation(len(stamped)))
+
+    @cached_property
+    def success(self) -> float | None:
+        """Share of triggered test inputs that are taken for the goal class."""
+        return None if self.backdoor is None else attack_success(self.victim, self.triggered, GOAL)
+
+
+def _digits_mlp() -> torch.nn.Module:
+    return models.cnn((1, 8, 8), 10).eval()
+
+
+def _rows() -> dict[str, Row]:
+    adam = rif.Recipe(epochs=15, optimizer="adamw", lr=2e-3)
+    small = (digits, _digits_mlp, adam)
+    fmnist = (lambda seed: fashion(seed, (10_000, 500, 2000)), lambda: models.cnn((1, 28, 28), 10, width=8).eval(), replace(adam, epochs=8))
+    colour = (lambda seed: cifar(seed, (8000, 500, 1400)), lambda: models.cnn((3, 32, 32), 10, width=16).eval(), replace(adam, epochs=12))
+
+    def fixed(attack: Backdoor) -> Callable[[Row, rif.Samples, int], Backdoor]:
+        return lambda row, train, seed: attack
+
+    def flips(flip: Callable[..., Poisoned[rif.Samples]], *given: Any) -> Callable[[Row, rif.Samples, int], Poisoned[rif.Samples]]:
+        return lambda row, train, seed: flip(train, *given, seed=seed)
+
+    noise = {
+        "flip-uniform": flips(labels.uniform, 0.1),
+        "flip-pair": flips(labels.pair, 0.1),
+        "flip-targeted": lambda row, train, seed: labels.targeted(train, 4, 9, 0.4, seed=seed),
+        "flip-boundary": lambda row, train, seed: labels.boundary(train, 0.1, row.crafting(train, seed)),
+        "none": lambda row, train, seed: None,
+    }
+    attacks: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+        "digits": (small, {
+            "badnets": fixed(backdoors.badnets(GOAL, 0.05, size=2)),
+            "blended": fixed(backdoors.blended(GOAL, 0.05, alpha=0.3)),
+            "sig": fixed(backdoors.sig(GOAL, 0.8, amplitude=0.8, frequency=2)),
+            "label-consistent": lambda row, train, seed: backdoors.label_consistent(GOAL, row.crafting(train, seed), 0.8, eps=0.3, size=1),
+            "tact": fixed(backdoors.tact(GOAL, 1, 0.05, size=2)),
+            "adaptive-blend": fixed(backdoors.adaptive_blend(GOAL, 0.05, alpha=0.4)),
+            **noise,
+        }),
+        "fashion": (fmnist, {
+            "badnets": fixed(backdoors.badnets(GOAL, 0.05)),
+            "blended": fixed(backdoors.blended(GOAL, 0.05)),
+            "sig": fixed(backdoors.sig(GOAL, 0.8, amplitude=0.5)),
+            "wanet": fixed(backdoors.wanet(GOAL, 0.2, strength=2.0)),
+            "adaptive-blend": fixed(backdoors.adaptive_blend(GOAL, 0.05)),
+            "flip-uniform": noise["flip-uniform"],
+            "flip-boundary": noise["flip-boundary"],
+            "none": noise["none"],
+        }),
+        "cifar": (colour, {
+            "badnets": fixed(backdoors.badnets(GOAL, 0.05)),
+            "blended": fixed(backdoors.blended(GOAL, 0.05)),
+            "wanet": fixed(backdoors.wanet(GOAL, 0.2, covers=0.05, strength=4.0)),
+        }),
+    }  # fmt: skip
+    return {f"{data}-{name}": Row(*common, attack) for data, (common, kinds) in attacks.items() for name, attack in kinds.items()}
+
+
+ROWS = _rows()
+
+
+@dataclass(frozen=True)
+class Similarity(Estimator):
+    """The baseline of a defender with triggered inputs: the largest cosine between a sample's penultimate features and those of an input."""
+
+    @property
+    def name(self) -> str:
+        return "feature-similarity"
+
+    def estimate(self, job: Job) -> Result:
+        (shown,) = job.target.held_out
+        ours, theirs = (others.features(job.task, samples) for samples in (job.samples, shown))
+        return Result((normalize(ours) @ normalize(theirs).T).max(1))
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A score, and what it has to know."""
+
+    label: str
+    knows: Knowledge
+    estimator: Estimator
+    ours: bool = False
+    along: bool = False
+    delta: bool = False
+    kind: Literal["product", "unlearning", "clean", "universal"] = "product"
+
+    def target(self, case: Case, valid: rif.Samples) -> rif.Target:
+        if self.knows not in ("a", "b") or self.kind == "clean":
+            return rif.Utility(valid)
+        shown = case.shown.take(range(INPUTS if self.knows == "a" else 1))
+        if self.delta:
+            return DeltaInfluence(shown, goal_class=GOAL, transforms=(blurred, shifted, noisy))
+        success = AttackSuccess(shown, goal_class=GOAL)
+        return success + rif.Utility(valid) if self.kind == "unlearning" else success
+
+    def scores(self, case: Case) -> Scores:
+        """Scores of the training samples; with a goal class in hand those of other labels come last, for every detector."""
+        states, target, goal = case.checkpoints if self.along else (), self.target(case, case.valid), GOAL
+        if self.kind == "universal":
+            trigger = universal_triggers(case.victim, case.valid)[0]
+            target, goal = trigger.target + target, trigger.goal_class
+        found = self.estimator.score(case.victim, case.train, target=target, checkpoints=states)
+        return found.put_first(case.train.labels.numpy() == goal) if self.knows in ("a", "b") or self.kind == "universal" else found
+
+    def removes(self, case: Case) -> np.ndarray:
+        """Weights by the threshold that promises 1 % of false positives: one half of the validation samples is seen, the other one calibrates."""
+        half = len(case.valid) // 2
+        seen, held = case.valid.take(range(half)), case.valid.take(range(half, len(case.valid)))
+        goal = GOAL if self.knows in ("a", "b") else None
+        scores, threshold = calibrated(
+            self.estimator, case.victim, case.train, target=self.target(case, seen), clean=held, goal_class=goal,
+            checkpoints=case.checkpoints if self.along else (),
+        )  # fmt: skip
+        return remove_above(scores, threshold)
+
+
+def blurred(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+
+
+def shifted(x: torch.Tensor) -> torch.Tensor:
+    return torch.roll(x, (1, 1), (-2, -1))
+
+
+def noisy(x: torch.Tensor) -> torch.Tensor:
+    return x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+
+
+def detectors(row: Row, seed: int) -> list[Detector]:
+    """Ours and their rivals with the same knowledge, in the order of the table."""
+    recipe, product, cosine = replace(row.recipe, seed=seed), rif.InnerProduct(), rif.InnerProduct(normalise="cosine")
+    found = []
+    for knows in ("a", "b"):
+        found += [
+            Detector("unlearn the attack", knows, rif.LossChange(), ours=True, kind="unlearning"),
+            Detector("cosine (GAS)", knows, cosine, along=True),
+            Detector("product (TracIn)", knows, product, along=True),
+            Detector("rank of product or cosine", knows, rif.Combined((product, cosine)), along=True),
+            Detector("feature similarity", knows, Similarity()),
+        ]
+    found.append(Detector("loss change on clean data alone", "a", rif.LossChange(), kind="clean"))
+    return [
+        *found,
+        Detector("Δ-Influence, cosine", "b", cosine, along=True, delta=True),
+        Detector("unlearn the suspects", "c", rif.Unlearning(rif.ValidationLoss(seed=seed)), ours=True),
+        Detector("label odds", "c", rif.LabelOdds(seed=seed), ours=True),
+        Detector("unlearn a universal trigger", "c", rif.LossChange(), kind="universal"),
+        Detector("loss of a validation model", "c", rif.ValidationLoss(seed=seed)),
+        Detector("product (IP)", "c", product, along=True),
+        Detector("rank of product or cosine", "c", rif.Combined((product, cosine)), along=True),
+        Detector("SCAn, clean", "c", others.SCAn(clean=True)),
+        Detector("STRIP", "c", others.STRIP(seed=seed)),
+        Detector("loss", "-", rif.Loss()),
+        Detector("self-influence", "-", rif.SelfInfluence(), along=True),
+        Detector("AUM", "-", others.AUM(replace(recipe, keep=1), seed=seed)),
+        Detector("early loss (ABL), 2 epochs", "-", others.EarlyLoss(replace(recipe, epochs=2), seed=seed)),
+        Detector("early loss (ABL), 5 epochs", "-", others.EarlyLoss(replace(recipe, epochs=5), seed=seed)),
+        Detector("activation clustering", "-", others.ActivationClustering()),
+        Detector("spectral signatures", "-", others.SpectralSignatures()),
+        Detector("SPECTRE", "-", others.SPECTRE(seed=seed)),
+        Detector("SCAn", "-", others.SCAn()),
+        Detector("deep k-NN", "-", others.DeepKNN()),
+        Detector("gradient forest", "-", others.GradientForest(seed=seed)),
+        Detector("confident learning", "-", ConfidentLearning(recipe, seed=seed)),
+        Detector("random", "-", rif.Random(seed)),
+    ]  # fmt: skip
+
+
+def run(name: str, seeds: range, only: tuple[str, ...]) -> None:
+    """Score, and remove, whatever of a row is not known yet."""
+    known = {(r["row"], r["seed"], r["knows"], r["detector"]) for r in records()}
+
+    def write(case: Case, knows: str, detector: str, **found: Any) -> None:
+        record = {"row": name, "seed": case.seed, "knows": knows, "detector": detector, "n": len(case.train), **found}
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        print(name, case.seed, knows, detector, {key: round(value, 4) for key, value in found.items() if isinstance(value, float)}, flush=True)
+
+    for seed in seeds:
+        todo = [each for each in detectors(ROWS[name], seed) if not only or each.label in only]
+        todo = [each for each in todo if (name, seed, each.knows, each.label) not in known]
+        removed = (name, seed, "", "removal") in known or bool(only)
+        if (name, seed, "", "failed") in known or (not todo and removed):
+            continue
+        case = Case(ROWS[name], seed)
+        fit = {"success": case.success, "accuracy": accuracy(case.victim, case.test)}
+        if case.success is not None and case.success < WORKS:
+            write(case, "", "failed", **fit)
+            continue
+        for each in todo:
+            if each.knows in ("a", "b") and case.backdoor is None and case.poison is not None:
+                continue  # flips have no trigger
+            begin = time.perf_counter()
+            scores = each.scores(case)
+            seconds = time.perf_counter() - begin
+            if case.poison is None:
+                flagged = (1 - each.removes(case)).mean() if each.ours else (scores.values > automatic_threshold(scores)).mean()
+                write(case, each.knows, each.label, flagged=float(flagged), seconds=seconds, **fit)
+                continue
+            found = detection(scores, case.poison.mask, ignore=case.poison.covers, replicates=0)
+            strict = detection(scores, case.poison.mask, replicates=0).auroc
+            metrics = {metric: getattr(found, metric) for metric in METRICS}
+            write(case, each.knows, each.label, **metrics, auroc_covers_clean=strict, seconds=seconds, **fit)
+        if case.backdoor is not None and not removed:
+            assert case.poison is not None
+            ours = {f"{each.knows}: {each.label}": each.removes(case) for each in detectors(case.row, seed) if each.ours}
+            rate = int(1.5 * case.poison.mask.sum())
+            blind = {
+                f"-: {each.label}, 1.5 x the poison": remove_top(each.scores(case), k=rate)
+                for each in detectors(case.row, seed)
+                if each.label in ("spectral signatures", "loss")
+            }
+            judged = defended(
+                case.start, case.train, case.poison.mask, {**ours, **blind}, test=case.test, triggered=case.triggered, goal=GOAL,
+                recipe=replace(case.recipe, keep=1), seed=seed,
+            )  # fmt: skip
+            clean = accuracy(rif.fit(case.start, case.row.load(seed)[0], replace(case.recipe, keep=1)), case.test)
+            write(case, "", "removal", defences=[asdict(each) for each in judged.defences], clean_accuracy=clean)
+
+
+def records() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("row", nargs="*", choices=[*ROWS, []], help="rows to run")
+    parser.add_argument("--data", choices=["digits", "fashion", "cifar"], help="all rows of one data set")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", default=[], help="only these detectors")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--table", action="store_true", help="print the tables of all results")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for each in args.row or [name for name in ROWS if args.data and name.startswith(args.data)]:
+        run(each, range(args.seeds), tuple(args.only))
