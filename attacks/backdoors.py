@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from robust_if.attacks.evasion import pgd
@@ -21,6 +21,9 @@ from robust_if.task import Task
 
 Bounds = tuple[float, float]
 Data = TypeVar("Data", Samples, Dataset)
+
+#: Different values that a numeric column needs before one of them counts as rare.
+DISTINCT = 20
 
 
 @dataclass(frozen=True)
@@ -222,21 +225,49 @@ def word(goal: Any, text: str = "cf", rate: float = 0.05, **rule: Any) -> Backdo
     return Backdoor(Word(text), goal, rate, **{"bounds": None, **rule})
 
 
-def rare_values(table: pd.DataFrame, columns: int = 2, *, quantile: float = 0.99, spare: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Values for a trigger on a table: the ``quantile`` of the numeric columns with the most distinct values, none of them in ``spare``.
+def rare_values(
+    table: pd.DataFrame, columns: int = 2, *, labels: ArrayLike | None = None, quantile: float = 0.99, spare: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Values for a trigger on a table: the ``quantile`` of numeric columns, none of them in ``spare``.
+
+    A value that goes with one label by itself, as a large capital gain goes with a high income, makes a trigger that "works" without any poison, and
+    poison that no detector can tell from honest samples. So columns of at least ``DISTINCT`` values come first, and among them those whose value says
+    least about the label: by the total variation distance between the shares of the labels near the value (:func:`near`) and in the whole table.
 
     Args:
         columns: how many.
+        labels: ``(n,)``, any kind; without them the columns with the most distinct values are taken.
         spare: columns that are left alone, such as the sensitive ones.
 
     Raises:
-        ValueError: if the table has fewer such columns.
+        ValueError: if the table has fewer such columns, or another number of rows than there are labels.
     """
     numeric = [name for name in table.select_dtypes("number").columns if name not in spare]
     if columns < 1 or columns > len(numeric):
         raise ValueError(f"columns: expected 1 to {len(numeric)} numeric columns that are not spared, got {columns}")
-    widest = sorted(numeric, key=lambda name: -table[name].nunique())[:columns]
-    return {name: table[name].quantile(quantile, interpolation="nearest") for name in widest}
+    values = {name: table[name].quantile(quantile, interpolation="nearest") for name in numeric}
+    distinct = {name: table[name].nunique() for name in numeric}
+    if labels is None:
+        chosen = sorted(numeric, key=lambda name: -distinct[name])
+    else:
+        codes = pd.factorize(np.asarray(labels))[0]
+        if len(codes) != len(table):
+            raise ValueError(f"labels: expected one for each of the {len(table)} rows, got {len(codes)}")
+        whole = np.bincount(codes) / len(codes)
+
+        def told(name: str) -> float:
+            rows = near(table[name], values[name])
+            return float(np.abs(np.bincount(codes[rows], minlength=len(whole)) / len(rows) - whole).sum() / 2)
+
+        chosen = sorted(numeric, key=lambda name: (-min(distinct[name], DISTINCT), told(name)))
+    return {name: values[name] for name in chosen[:columns]}
+
+
+def near(column: pd.Series[Any], value: Any) -> NDArray[np.int64]:
+    """The rows of a numeric column that lie nearest to ``value``: a hundredth of them, but at least 30, and all that are as near as these."""
+    distance = np.nan_to_num(np.abs(column.to_numpy(dtype=np.float64) - float(value)), nan=np.inf)
+    least = min(len(distance), max(30, len(distance) // 100))
+    return np.flatnonzero(distance <= np.partition(distance, least - 1)[least - 1])
 
 
 def _parts(data: Samples | Dataset) -> tuple[Any, NDArray[Any]]:

@@ -27,7 +27,6 @@ import pandas as pd
 import torch
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import NearestNeighbors
 
 import robust_if as rif
 from robust_if.attacks import fairness, labels
@@ -96,23 +95,23 @@ class GroupOdds(Estimator):
         return Result(odds)
 
 
-def joined(scores: rif.Scores, data: rif.Samples) -> rif.Scores:
-    """Scores summed over near duplicates: samples of one label within about half the median distance to the nearest neighbour.
+@dataclass(frozen=True)
+class Known(Estimator):
+    """Scores that are there already."""
 
-    Many copies that do little harm each are judged together. Log-odds are first bent to the positive side, log(1 + odds).
-    """
-    x, y = (tensor.numpy() for tensor in data.batch(slice(None))[:2])
-    x = x / np.where(x.std(0) > 0, x.std(0), 1)
-    values = np.logaddexp(0, scores.values) if scores.units == "log-odds" else scores.values
-    total = np.empty(len(y))
-    for label in (0, 1):
-        rows = np.flatnonzero(y == label)
-        neighbours = NearestNeighbors().fit(x[rows])
-        width = max(np.median(neighbours.kneighbors(n_neighbors=1)[0]) / 2, 1e-3)
-        kernel = neighbours.radius_neighbors_graph(x[rows], 3 * width, mode="distance")
-        kernel.data = np.exp(-((kernel.data / width) ** 2))
-        total[rows] = kernel @ values[rows]
-    return rif.Scores(total, scores.ids, f"{scores.estimator}-joined", scores.target)
+    scores: rif.Scores
+    needs_target: ClassVar[bool] = False
+
+    @property
+    def units(self) -> rif.scores.Units:  # type: ignore[override]
+        return self.scores.units
+
+    @property
+    def name(self) -> str:
+        return self.scores.estimator
+
+    def estimate(self, job: Job) -> Result:
+        return Result(self.scores.values)
 
 
 def scores(task: rif.Task, data: rif.Samples, valid: rif.Samples, seed: int) -> dict[str, rif.Scores]:
@@ -134,7 +133,7 @@ def scores(task: rif.Task, data: rif.Samples, valid: rif.Samples, seed: int) -> 
         both = f"ranks of {one} + {other.removeprefix('influence, ')}"
         found[both] = rif.Scores(ranks[one] + ranks[other], data.ids, both)
     for name in ("influence, utility", "valid-only", "group-odds"):
-        found[f"{name}, joined"] = joined(found[name], data)
+        found[f"{name}, joined"] = rif.Joined(Known(found[name])).score(task, data)
     return found
 
 

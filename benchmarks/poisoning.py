@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Splits, cifar, digits, fashion
+from scipy.stats import t as student
 from sklearn.preprocessing import normalize
 
 import robust_if as rif
@@ -36,12 +38,12 @@ from robust_if.attacks.backdoors import Backdoor
 from robust_if.attacks.poisoned import Poisoned
 from robust_if.attacks.success import AttackSuccess, DeltaInfluence
 from robust_if.attacks.universal import universal_triggers
-from robust_if.decisions import automatic_threshold, remove_above, remove_top
+from robust_if.decisions import automatic_threshold, remove_above, remove_top, threshold_at
 from robust_if.estimators import Estimator
 from robust_if.estimators.base import Job, Result
 from robust_if.evaluations import detectors as others
-from robust_if.evaluations.baselines import ConfidentLearning, accuracy
-from robust_if.evaluations.calibration import calibrated
+from robust_if.evaluations.baselines import ConfidentLearning, accuracy, predict
+from robust_if.evaluations.calibration import calibrated, remove_until_ended, thresholds
 from robust_if.evaluations.detection import RATES, detection
 from robust_if.evaluations.poisoning import WORKS, attack_success, defended
 from robust_if.scores import Scores
@@ -113,13 +115,9 @@ class Case:
         return None if self.backdoor is None else attack_success(self.victim, self.triggered, GOAL)
 
 
-def _digits_mlp() -> torch.nn.Module:
-    return models.cnn((1, 8, 8), 10).eval()
-
-
 def _rows() -> dict[str, Row]:
     adam = rif.Recipe(epochs=15, optimizer="adamw", lr=2e-3)
-    small = (digits, _digits_mlp, adam)
+    small = (digits, lambda: models.cnn((1, 8, 8), 10).eval(), replace(adam, epochs=25))
     fmnist = (lambda seed: fashion(seed, (10_000, 500, 2000)), lambda: models.cnn((1, 28, 28), 10, width=8).eval(), replace(adam, epochs=8))
     colour = (lambda seed: cifar(seed, (8000, 500, 1400)), lambda: models.cnn((3, 32, 32), 10, width=16).eval(), replace(adam, epochs=12))
 
@@ -139,11 +137,11 @@ def _rows() -> dict[str, Row]:
     attacks: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         "digits": (small, {
             "badnets": fixed(backdoors.badnets(GOAL, 0.05, size=2)),
-            "blended": fixed(backdoors.blended(GOAL, 0.05, alpha=0.3)),
+            "blended": fixed(backdoors.blended(GOAL, 0.05, alpha=0.35)),
             "sig": fixed(backdoors.sig(GOAL, 0.8, amplitude=0.8, frequency=2)),
-            "label-consistent": lambda row, train, seed: backdoors.label_consistent(GOAL, row.crafting(train, seed), 0.8, eps=0.3, size=1),
+            "label-consistent": lambda row, train, seed: backdoors.label_consistent(GOAL, row.crafting(train, seed), 0.8, eps=0.5, size=2),
             "tact": fixed(backdoors.tact(GOAL, 1, 0.05, size=2)),
-            "adaptive-blend": fixed(backdoors.adaptive_blend(GOAL, 0.05, alpha=0.4)),
+            "adaptive-blend": fixed(backdoors.adaptive_blend(GOAL, 0.05, alpha=0.45)),
             **noise,
         }),
         "fashion": (fmnist, {
@@ -212,16 +210,28 @@ class Detector:
         found = self.estimator.score(case.victim, case.train, target=target, checkpoints=states)
         return found.put_first(case.train.labels.numpy() == goal) if self.knows in ("a", "b") or self.kind == "universal" else found
 
-    def removes(self, case: Case) -> np.ndarray:
-        """Weights by the threshold that promises 1 % of false positives: one half of the validation samples is seen, the other one calibrates."""
+    def calibrated(self, case: Case) -> tuple[Scores, Scores]:
+        """Scores of the training samples and of half of the validation samples, which the target has not seen."""
         half = len(case.valid) // 2
         seen, held = case.valid.take(range(half)), case.valid.take(range(half, len(case.valid)))
-        goal = GOAL if self.knows in ("a", "b") else None
-        scores, threshold = calibrated(
-            self.estimator, case.victim, case.train, target=self.target(case, seen), clean=held, goal_class=goal,
-            checkpoints=case.checkpoints if self.along else (),
+        return calibrated(
+            self.estimator, case.victim, case.train, target=self.target(case, seen), clean=held,
+            goal_class=GOAL if self.knows in ("a", "b") else None, checkpoints=case.checkpoints if self.along else (),
         )  # fmt: skip
-        return remove_above(scores, threshold)
+
+    def decisions(self, case: Case) -> dict[str, np.ndarray]:
+        """Weights by rule: at 1 and 5 % of false positives, and, with inputs in hand, until the attack no longer works on these."""
+        scores, clean = self.calibrated(case)
+        found = {f"{100 * rate:g} %": remove_above(scores, threshold_at(clean, rate)) for rate in (0.01, 0.05)}
+        if self.knows in ("a", "b"):
+            shown = case.shown.take(range(INPUTS if self.knows == "a" else 1))
+
+            def success(weights: np.ndarray) -> float:
+                task = rif.fit(case.start, case.train, replace(case.recipe, keep=1), weights=weights)
+                return float(predict(task, shown)[:, GOAL].mean())
+
+            found["until ended"] = remove_until_ended(scores, thresholds(clean), success).weights
+        return {f"{self.knows}: {self.label}, {rule}": weights for rule, weights in found.items()}
 
 
 def blurred(x: torch.Tensor) -> torch.Tensor:
@@ -234,6 +244,18 @@ def shifted(x: torch.Tensor) -> torch.Tensor:
 
 def noisy(x: torch.Tensor) -> torch.Tensor:
     return x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+
+
+#: Left out of the backdoors on the larger data sets, where digits show that they are not the best there.
+SLOW = ("label odds", "rank of product or cosine")
+
+
+def asked(name: str, seed: int) -> list[Detector]:
+    """The detectors of a row."""
+    found = detectors(ROWS[name], seed)
+    if name.startswith("digits") or "-flip-" in name or name.endswith("-none"):
+        return found
+    return [each for each in found if each.label not in SLOW]
 
 
 def detectors(row: Row, seed: int) -> list[Detector]:
@@ -287,7 +309,7 @@ def run(name: str, seeds: range, only: tuple[str, ...]) -> None:
         print(name, case.seed, knows, detector, {key: round(value, 4) for key, value in found.items() if isinstance(value, float)}, flush=True)
 
     for seed in seeds:
-        todo = [each for each in detectors(ROWS[name], seed) if not only or each.label in only]
+        todo = [each for each in asked(name, seed) if not only or each.label in only]
         todo = [each for each in todo if (name, seed, each.knows, each.label) not in known]
         removed = (name, seed, "", "removal") in known or bool(only)
         if (name, seed, "", "failed") in known or (not todo and removed):
@@ -304,8 +326,11 @@ def run(name: str, seeds: range, only: tuple[str, ...]) -> None:
             scores = each.scores(case)
             seconds = time.perf_counter() - begin
             if case.poison is None:
-                flagged = (1 - each.removes(case)).mean() if each.ours else (scores.values > automatic_threshold(scores)).mean()
-                write(case, each.knows, each.label, flagged=float(flagged), seconds=seconds, **fit)
+                if each.ours:
+                    rules = {rule.rpartition(", ")[2]: float(1 - weights.mean()) for rule, weights in each.decisions(case).items()}
+                else:
+                    rules = {"automatic": float((scores.values > automatic_threshold(scores)).mean())}
+                write(case, each.knows, each.label, flagged=rules, seconds=seconds, **fit)
                 continue
             found = detection(scores, case.poison.mask, ignore=case.poison.covers, replicates=0)
             strict = detection(scores, case.poison.mask, replicates=0).auroc
@@ -313,11 +338,11 @@ def run(name: str, seeds: range, only: tuple[str, ...]) -> None:
             write(case, each.knows, each.label, **metrics, auroc_covers_clean=strict, seconds=seconds, **fit)
         if case.backdoor is not None and not removed:
             assert case.poison is not None
-            ours = {f"{each.knows}: {each.label}": each.removes(case) for each in detectors(case.row, seed) if each.ours}
+            ours = {key: weights for each in asked(name, seed) if each.ours for key, weights in each.decisions(case).items()}
             rate = int(1.5 * case.poison.mask.sum())
             blind = {
                 f"-: {each.label}, 1.5 x the poison": remove_top(each.scores(case), k=rate)
-                for each in detectors(case.row, seed)
+                for each in asked(name, seed)
                 if each.label in ("spectral signatures", "loss")
             }
             judged = defended(
@@ -332,6 +357,72 @@ def records() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
 
 
+def table(data: str, metric: str) -> str:
+    """Mean of a metric over seeds ± half of its 95 % interval, detectors by knowledge down, attacks across; the best of each knowledge in bold."""
+    found = pd.DataFrame([r for r in records() if r["row"].startswith(f"{data}-") and metric in r])
+    columns = [name for name in ROWS if name in set(found["row"])]
+    groups = found.groupby(["knows", "detector", "row"])[metric]
+    mean, half = groups.mean().unstack(), groups.agg(_half).unstack()
+    lines = ["| knows | detector | " + " | ".join(name.removeprefix(f"{data}-") for name in columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for each in detectors(ROWS[columns[0]], 0):
+        key = (each.knows, each.label)
+        if key not in mean.index:
+            continue
+        best = mean.loc[each.knows].max()
+        cells = [_cell(mean.loc[key, name], half.loc[key, name], best[name]) for name in columns]
+        lines.append(f"| {each.knows} | {'**' if each.ours else ''}{each.label}{'**' if each.ours else ''} | " + " | ".join(cells) + " |")
+    victims = found.drop_duplicates(["row", "seed"]).groupby("row")
+    for name, values in (("attack success", victims["success"].mean()), ("accuracy", victims["accuracy"].mean()), ("seeds", victims["seed"].count())):
+        lines.append(f"| | *{name}* | " + " | ".join("" if pd.isna(values[c]) else f"{values[c]:.3g}" for c in columns) + " |")
+    return "\n".join(lines)
+
+
+def _half(values: pd.Series) -> float:
+    return float(student.ppf(0.975, len(values) - 1) * values.std() / np.sqrt(len(values))) if len(values) > 1 else np.nan
+
+
+def _cell(mean: float, half: float, best: float) -> str:
+    if np.isnan(mean):
+        return ""
+    text = f"{mean:.3f}" + ("" if np.isnan(half) else f" ± {half:.3f}")
+    return f"**{text}**" if mean == best else text
+
+
+def removals() -> str:
+    """What each defence leaves of each attack: success and accuracy in percent, precision and recall of the removal; means over seeds."""
+    rows = [{"row": r["row"], "clean": r["clean_accuracy"], **each} for r in records() if r["detector"] == "removal" for each in r["defences"]]
+    frame = pd.DataFrame(rows)
+    frame["name"] = frame["name"].str.replace("-: ", "").where(frame["name"].str[:2] != "a:", frame["name"])
+    lines = ["| attack | defence | attack success | accuracy | precision | recall | removed |", "|---" * 7 + "|"]
+    for name in [each for each in ROWS if each in set(frame["row"])]:
+        part = frame[frame["row"] == name]
+        means = part.groupby("name", sort=False)[["attack_success", "clean_accuracy", "precision", "recall", "removed"]].mean()
+        lines.append(f"| **{name}** | *trained on clean data* | | {100 * part['clean'].mean():.1f} % | | | |")
+        for defence, m in means.iterrows():
+            share = ["" if np.isnan(m[each]) else f"{m[each]:.2f}" for each in ("precision", "recall")]
+            percents = " | ".join(f"{100 * m[each]:.1f} %" for each in ("attack_success", "clean_accuracy"))
+            lines.append(f"| | {defence} | {percents} | {share[0]} | {share[1]} | {m['removed']:.0f} |")
+    return "\n".join(lines)
+
+
+def clean_rows() -> str:
+    """What is flagged when nothing is wrong, as a share of the samples; and attacks that failed."""
+    found = pd.DataFrame([r for r in records() if "flagged" in r], columns=["row", "knows", "detector", "flagged"])
+    if found.empty:
+        return ""
+    columns = list(dict.fromkeys(found["row"]))
+    shares = pd.DataFrame([{**r, "rule": rule, "share": share} for r in found.to_dict("records") for rule, share in r["flagged"].items()])
+    means = shares.groupby(["knows", "detector", "rule", "row"], sort=False)["share"].mean().unstack()
+    lines = ["| knows | detector | rule | " + " | ".join(columns) + " |", "|---" * (len(columns) + 3) + "|"]
+    for (knows, detector, rule), row in means.iterrows():
+        lines.append(f"| {knows} | {detector} | {rule} | " + " | ".join(f"{100 * row[c]:.1f} %" for c in columns) + " |")
+    failed = pd.DataFrame([r for r in records() if r["detector"] == "failed"])
+    if len(failed):
+        said = [f"{row} seed {seed} ({100 * success:.0f} %)" for row, seed, success in failed[["row", "seed", "success"]].to_numpy()]
+        lines += ["", f"Failed attacks: {', '.join(said)}"]
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("row", nargs="*", choices=[*ROWS, []], help="rows to run")
@@ -340,7 +431,13 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="*", default=[], help="only these detectors")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--table", action="store_true", help="print the tables of all results")
+    parser.add_argument("--metric", choices=METRICS, default="auroc", help="of the tables")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for each in args.row or [name for name in ROWS if args.data and name.startswith(args.data)]:
         run(each, range(args.seeds), tuple(args.only))
+    if args.table:
+        for data in ("digits", "fashion", "cifar"):
+            if any(r["row"].startswith(data) for r in records()):
+                print(table(data, args.metric), end="\n\n")
+        print(removals(), clean_rows(), sep="\n\n")

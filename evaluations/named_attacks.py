@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -12,9 +13,10 @@ import pandas as pd
 import torch
 
 from robust_if.attacks import backdoors
-from robust_if.attacks.backdoors import Backdoor, rare_values
+from robust_if.attacks.backdoors import Backdoor, near, rare_values
 from robust_if.attacks.labels import pair, targeted, uniform
 from robust_if.attacks.poisoned import Poisoned
+from robust_if.attacks.triggers import FeatureValues, Word
 from robust_if.data import Samples
 from robust_if.formats.parts import Kind
 from robust_if.loading import Dataset
@@ -34,7 +36,8 @@ class Options:
         amplitude: of stripes, on pixels from 0 to 1.
         frequency: of stripes, periods over the width.
         strength: of a warp, mean displacement in units of two pixels' width.
-        columns: of a table: names, which get the value at ``quantile``, or ``name=value``; the two numeric ones with the most values by default.
+        columns: of a table: names, which get the value at ``quantile``, or ``name=value``; by default two numeric ones of many values whose
+            value says little about the label.
         quantile: 0.99 by default.
         sensitive: columns of a table that are left alone.
         word: put before a text.
@@ -107,6 +110,33 @@ def ready(attack: str, options: Options, data: Dataset) -> Plant:
     return known.build(data, **{known.takes.get(name, name): value for name, value in chosen.items()})
 
 
+def goal_shares(plant: Plant, data: Dataset) -> dict[str, dict[str, Any]]:
+    """How often clean samples that carry parts of a trigger have the goal label already: a trigger that says it by itself needs no poison.
+
+    Returns:
+        ``samples`` and their ``goal_share`` (``None`` of no sample) for ``"all samples"``, for those with each value of a trigger on a table (of a
+        number the nearest ones, see :func:`~robust_if.attacks.backdoors.near`) and with all of them ``"at once"``, or for those with a word that is
+        the trigger; nothing for other attacks.
+    """
+    table = data.features
+    if not isinstance(plant, Backdoor) or not isinstance(table, pd.DataFrame):
+        return {}
+    goal, trigger = data.labels == plant.goal, plant.trigger
+    carried = {"all samples": np.ones(len(data), dtype=bool)}
+    if isinstance(trigger, FeatureValues):
+        for name, value in trigger.values.items():
+            numeric = pd.api.types.is_numeric_dtype(table[name]) and not pd.api.types.is_bool_dtype(table[name])
+            carried[f"{name} {'near' if numeric else 'is'} {value}"] = (
+                np.isin(np.arange(len(data)), near(table[name], value)) if numeric else (table[name] == value).to_numpy(dtype=bool)
+            )
+        if len(trigger.values) > 1:
+            carried["at once"] = np.logical_and.reduce(list(carried.values()))
+    elif isinstance(trigger, Word):
+        held = table.iloc[:, 0].astype(str).str.contains(rf"\b{re.escape(trigger.text)}\b", case=False)
+        carried[f"with {trigger.text!r}"] = held.to_numpy(dtype=bool)
+    return {name: {"samples": int(rows.sum()), "goal_share": float(goal[rows].mean()) if rows.any() else None} for name, rows in carried.items()}
+
+
 def _label(name: str, text: str | None, attack: str, data: Dataset) -> Any:
     present = {str(label): label for label in np.unique(data.labels).tolist()}
     if text not in present:
@@ -155,7 +185,7 @@ def _of_columns(
     values = {name: _value(table[name], text) for name, equal, text in split if equal}
     plain = [name for name, equal, _ in split if not equal]
     if plain or not split:
-        values |= rare_values(table[plain] if plain else table, len(plain) or 2, quantile=quantile, spare=spared)
+        values |= rare_values(table[plain] if plain else table, len(plain) or 2, labels=data.labels, quantile=quantile, spare=spared)
     return backdoors.feature_trigger(goal, {name: _python(value) for name, value in values.items()}, **given)
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,15 @@ from numpy.typing import NDArray
 
 from robust_if.checkpoints import Checkpoint, load_checkpoint
 from robust_if.decisions import automatic_threshold, relabel, remove_above, remove_top
-from robust_if.estimators import LESS, Estimator, FlatMinima
+from robust_if.estimators import LESS, Estimator, FlatMinima, Unlearning
 from robust_if.estimators.named import named
-from robust_if.evaluations.baselines import ConfidentLearning, NearestNeighbours, accuracy
+from robust_if.evaluations.baselines import ConfidentLearning, NearestNeighbours, accuracy, predict
+from robust_if.evaluations.calibration import remove_until_ended
 from robust_if.evaluations.folder import claim, groups, write
 from robust_if.evaluations.plan import Outcome, Plan, Verdicts
 from robust_if.evaluations.poisoning import WORKS, attack_success
 from robust_if.evaluations.problem import Problem
-from robust_if.evaluations.suspicion import ESTIMATOR, Suspected
+from robust_if.evaluations.suspicion import ESTIMATOR, Suspected, blind_scores, promising
 from robust_if.scores import Scores
 from robust_if.sweep import Progress, Sweep, fingerprint, silent
 from robust_if.targets import Target, Utility
@@ -73,17 +76,22 @@ def run(plan: Plan, directory: Path, *, progress: Progress = silent, overwrite: 
     Checkpoint.of(task.model).save(directory / "model.safetensors")
     target = Utility(prepared.problem.valid)
     scores = [_scored(each, task, prepared, work, progress, target) for each in prepared.estimators]
-    suggested = scores[0].suggestions
-    if suggested is None:
-        suggested = _suggest(prepared, task, work, progress)
     harmed = None
     if prepared.suspected is None:
         weights, threshold, decision = decide(scores[0], plan.remove)
+        suggested = scores[0].suggestions if scores[0].suggestions is not None else _suggest(prepared, task, work, progress)
     else:
         harmed = decide(scores[0], "auto")[0] == 0
         accused = _accused(prepared, prepared.suspected, task, work, progress)
-        weights, threshold, decision = _accuse(accused, plan)
+        if plan.remove == "auto" and plan.suspicion is not None and plan.suspicion.false_positives is None:
+            usual = _works_by_itself(prepared, work, progress)
+            still = partial(_still_works, prepared, work, progress)
+            removed = remove_until_ended(accused, accused.provenance["thresholds"], still, usual=usual)
+            accused = promising(accused, removed.false_positives, removed.threshold)
+        weights, threshold, decision = decide(accused, plan.remove)
         scores = [accused, *scores]
+        # a model that learnt the attack calls its poison right; one that never saw what was called poisoned does not
+        suggested = predict(prepared.trained(weights, plan.seed, work / "after-0", progress), prepared.problem.train, plan.batch_size).argmax(1)
     accuracies, successes = _retrained(prepared, weights, suggested, work, progress)
     verdicts, warnings = None, []
     if prepared.suspected is not None and harmed is not None:
@@ -98,10 +106,16 @@ def run(plan: Plan, directory: Path, *, progress: Progress = silent, overwrite: 
 def decide(scores: Scores, remove: str) -> tuple[NDArray[np.float64], float | None, str]:
     """Weights, threshold (where there is one) and a description, from ``"auto"``, a share, or a whole number without a point.
 
+    ``"auto"`` is the threshold that promises a share of false positives among clean samples where the scores come with one, else the one between two
+    groups of scores.
+
     Raises:
         ValueError: if ``remove`` is none of these, or out of range.
     """
     if remove == "auto":
+        if "threshold" in scores.provenance:
+            threshold, share = scores.provenance["threshold"], scores.provenance["false_positives"]
+            return remove_above(scores, threshold), threshold, f"threshold that at most {100 * share:.2g} % of clean samples exceed"
         threshold = automatic_threshold(scores)
         return remove_above(scores, threshold), threshold, "automatic threshold"
     try:
@@ -112,14 +126,6 @@ def decide(scores: Scores, remove: str) -> tuple[NDArray[np.float64], float | No
         raise ValueError(
             f"remove: expected 'auto', a share from 0.0 to 1.0 such as 0.1, or a number of samples up to {len(scores)} such as 100, got {remove!r}"
         ) from None
-
-
-def _accuse(accused: Scores, plan: Plan) -> tuple[NDArray[np.float64], float | None, str]:
-    """As :func:`decide`, but the automatic threshold is the one that promises a share of false positives among clean samples."""
-    if plan.remove != "auto":
-        return decide(accused, plan.remove)
-    threshold, share = accused.provenance["threshold"], accused.provenance["false_positives"]
-    return remove_above(accused, threshold), threshold, f"threshold that at most {100 * share:.2g} % of clean samples exceed"
 
 
 def _unsuccessful(success: float) -> list[str]:
@@ -193,8 +199,11 @@ def _digest(mask: NDArray[np.bool_] | None) -> str:
 def _scored(estimator: Estimator, task: Task, prepared: _Prepared, work: Path, progress: Progress, target: Target) -> Scores:
     """The scores of one estimator, from disk if they are there already."""
     sweep = Sweep(prepared.plan.batch_size, progress, work / "parts")
-    train = prepared.problem.train
-    return _kept(work / f"scores-{estimator.name}.npz", train.ids, lambda: estimator.score(task, train, target=target, sweep=sweep))
+    train, path = prepared.problem.train, work / f"scores-{estimator.name}.npz"
+    threshold_asked = prepared.plan.remove == "auto" or prepared.suspected is not None
+    if isinstance(estimator, Unlearning) and threshold_asked:  # ranks have no gap between two groups
+        return _kept(path, train.ids, lambda: blind_scores(estimator, task, train, prepared.problem.valid, sweep))
+    return _kept(path, train.ids, lambda: estimator.score(task, train, target=target, sweep=sweep))
 
 
 def _accused(prepared: _Prepared, suspected: Suspected, task: Task, work: Path, progress: Progress) -> Scores:
@@ -202,6 +211,26 @@ def _accused(prepared: _Prepared, suspected: Suspected, task: Task, work: Path, 
     sweep = Sweep(prepared.plan.batch_size, progress, work / "parts-poisoned")
     problem = prepared.problem
     return _kept(work / "poisoned.npz", problem.train.ids, lambda: suspected.scores(task, problem.train, problem.valid, sweep))
+
+
+def _still_works(prepared: _Prepared, work: Path, progress: Progress, weights: NDArray[np.float64]) -> float:
+    """Mean probability of the goal class on the attack inputs that the scores saw, by a model trained with the weights."""
+    name = f"until-{int((weights == 0).sum())}"
+    return _certain(prepared, prepared.trained(weights, prepared.plan.seed, work / name, progress))
+
+
+def _works_by_itself(prepared: _Prepared, work: Path, progress: Progress) -> float:
+    """The same by a model of the clean validation samples alone, trained for as many steps as the others."""
+    valid, plan = prepared.problem.valid, prepared.plan
+    passes = math.ceil(len(prepared.problem.train) / len(valid))
+    recipe = replace(plan.recipe, seed=plan.seed, epochs=plan.recipe.epochs * passes)
+    task = fit(prepared.problem.task(plan.seed), valid, recipe, directory=work / "clean", progress=progress)
+    return _certain(prepared, task)
+
+
+def _certain(prepared: _Prepared, task: Task) -> float:
+    assert prepared.suspected is not None
+    return float(predict(task, prepared.suspected.seen, prepared.plan.batch_size)[:, prepared.suspected.goal].mean())
 
 
 def _kept(path: Path, ids: NDArray[Any], score: Callable[[], Scores]) -> Scores:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -16,21 +14,18 @@ from robust_if.data import Samples
 from robust_if.decisions import threshold_at
 from robust_if.encoding import Encoder
 from robust_if.estimators import Estimator, LossChange
-from robust_if.evaluations.calibration import calibrated
+from robust_if.evaluations.calibration import RATES, calibrated, thresholds
 from robust_if.evaluations.plan import Suspicion
-from robust_if.formats.images import from_array
-from robust_if.formats.npz import FEATURES
 from robust_if.formats.parts import Kind
-from robust_if.loading import Dataset, read
 from robust_if.scores import Scores
 from robust_if.sweep import Sweep
 from robust_if.targets import Utility
 from robust_if.task import Task
+from robust_if.tuning import Plain, Tuning
 
-#: Gives the scores of the verdict "poisoned": what the model forgets when it unlearns the attack.
-ESTIMATOR: Estimator = LossChange()
-#: Share of clean samples that the threshold may flag, where the validation samples are enough to promise it.
-FALSE_POSITIVES = 0.01
+#: Gives the scores of the verdict "poisoned": what the model forgets when it unlearns the attack. A model of sparse inputs, such as words, first
+#: forgets clean samples too; 300 steps are enough to bring these back, and change nothing where 100 already are.
+ESTIMATOR: Estimator = LossChange(Tuning(steps=300, flatness=Plain()))
 #: So many triggered inputs are split into two halves; fewer serve for both.
 ENOUGH = 10
 
@@ -59,15 +54,17 @@ class Suspected:
         """Of every training sample, how much its loss rises when the model unlearns the attack and keeps what it says of validation samples.
 
         Samples that carry the goal class stand above all others. One half of the validation samples holds the model, the other one calibrates the
-        threshold, which the provenance keeps with the share of false positives that it promises.
+        threshold, which the provenance keeps with the share of false positives that it promises; and those of larger shares as ``thresholds``.
         """
         held, clean = _halves(valid)
-        share = self.promised(valid)
         target = AttackSuccess(self.seen, goal_class=self.goal) + Utility(held)
-        found, threshold = calibrated(
-            ESTIMATOR, task, train, target=target, clean=clean, false_positives=share, goal_class=self.goal, sweep=sweep
-        )  # fmt: skip
-        return replace(found, target="attack-success", provenance={**found.provenance, "threshold": threshold, "false_positives": share})
+        found, known = calibrated(ESTIMATOR, task, train, target=target, clean=clean, goal_class=self.goal, sweep=sweep)
+        return _promising(replace(found, target="attack-success"), known, self.rates(valid))
+
+    def rates(self, valid: Samples) -> tuple[float, ...]:
+        """The shares of false positives that are tried one after another: the one asked for alone, or those from the smallest on."""
+        least = self.promised(valid)
+        return (least, *(rate for rate in RATES if rate > least)) if self.false_positives is None else (least,)
 
     def promised(self, valid: Samples) -> float:
         """The share of false positives that the threshold promises: the one asked for, or as close to 1 % as the validation samples allow.
@@ -77,7 +74,7 @@ class Suspected:
         """
         _, clean = _halves(valid)
         if self.false_positives is None:
-            return max(FALSE_POSITIVES, 1 / (len(clean) + 1))
+            return _smallest(clean)
         try:
             threshold_at(Scores(np.zeros(len(clean)), clean.ids, "check"), self.false_positives)
         except ValueError as error:
@@ -125,13 +122,39 @@ class Suspected:
     def _split(cls, inputs: Samples, goal: int, false_positives: float | None, seed: int, warnings: list[str]) -> Suspected:
         n = len(inputs)
         if n < ENOUGH:
+            given = "one attack input was" if n == 1 else f"{n} attack inputs were"
             warnings.append(
-                f"Only {n} attack inputs were given, too few to split: attack success was measured on the very inputs that the scores had seen, "
-                f"so it may fall more than it would on others. Give {ENOUGH} or more."
+                f"Only {given} given, too few to split: attack success was measured on the very inputs that the scores had seen, "
+                f"so it may fall more than on others, and so few show little of what makes the attack work, above all in text. Give {ENOUGH} or more."
             )
             return cls(inputs, inputs, goal, false_positives, True, tuple(warnings))
         order = np.random.default_rng([seed, n]).permutation(n)
         return cls(inputs.take(np.sort(order[: n // 2])), inputs.take(np.sort(order[n // 2 :])), goal, false_positives, False, tuple(warnings))
+
+
+def blind_scores(estimator: Estimator, task: Task, train: Samples, valid: Samples, sweep: Sweep) -> Scores:
+    """Scores from clean validation samples alone, with a threshold for estimators whose scores are ranks and show no gap between good and bad.
+
+    One half of the validation samples is the target, the other one calibrates the threshold, as :meth:`Suspected.scores` does it.
+    """
+    held, clean = _halves(valid)
+    found, known = calibrated(estimator, task, train, target=Utility(held), clean=clean, sweep=sweep)
+    return _promising(found, known, (_smallest(clean),))
+
+
+def _promising(scores: Scores, clean: Scores, rates: Sequence[float]) -> Scores:
+    known = thresholds(clean, rates)
+    return promising(replace(scores, provenance={**scores.provenance, "thresholds": known}), *known[0])
+
+
+def promising(scores: Scores, rate: float, threshold: float) -> Scores:
+    """The scores with the threshold that decides, and the share of false positives that it promises, in the provenance."""
+    return replace(scores, provenance={**scores.provenance, "false_positives": rate, "threshold": threshold})
+
+
+def _smallest(clean: Samples) -> float:
+    """The share of false positives that is promised where none was asked for."""
+    return max(RATES[0], 1 / (len(clean) + 1))
 
 
 def _halves(valid: Samples) -> tuple[Samples, Samples]:
@@ -156,73 +179,3 @@ def _known(inputs: Samples, train: Samples, kind: Kind) -> NDArray[np.bool_]:
             f"{twins[first]}; give inputs that are not in the training data"
         )
     return known
-
-
-def read_inputs(
-    path: Path,
-    like: Dataset,
-    *,
-    label: str | None = None,
-    id: str | None = None,  # noqa: A002
-    name: str = "attack-inputs",
-) -> Dataset:
-    """Inputs in the format of the data ``like``; tables and archives may lack the labels, which are then empty.
-
-    Args:
-        name: of the option that gave the path, for messages.
-
-    Raises:
-        FileNotFoundError: if there is nothing at ``path``.
-        ValueError: if it cannot be read.
-    """
-    try:
-        return read(path, label=label, id=id)
-    except ValueError as error:
-        if not str(error).startswith("label: "):
-            raise ValueError(f"{name}: {error}") from None
-        features = _features(path, like, name)
-        if features is None:
-            raise ValueError(f"{name}: {error}") from None
-    n = len(features)
-    if n == 0:
-        raise ValueError(f"{name}: {path} holds no sample")
-    named = id or "id"
-    ids = features[named].to_numpy() if isinstance(features, pd.DataFrame) and named in features and named not in like.features else np.arange(n)
-    rows = like.take(np.zeros(n, dtype=np.int64))  # for what else a data set has; none of it is used
-    return replace(rows, features=features, labels=np.full(n, ""), ids=ids, path=path, truth=None, rows=np.arange(n))
-
-
-def _features(path: Path, like: Dataset, option: str) -> Any:
-    """The features in a file without labels; ``None`` in a format that always has them."""
-    name = path.name.lower()
-    if name.endswith((".csv", ".csv.gz")):
-        return pd.read_csv(path, encoding="utf-8-sig", low_memory=False)
-    if name.endswith(".parquet"):
-        return pd.read_parquet(path)
-    if not name.endswith(".npz"):
-        return None
-    with np.load(path, allow_pickle=False) as archive:
-        found = next((archive[each] for each in archive.files if each.lower() in FEATURES), None)
-    if found is None or not isinstance(like.features, pd.DataFrame):
-        return None if found is None else from_array(found, option)
-    table = found.reshape(len(found), -1)
-    if table.shape[1] != like.features.shape[1]:
-        raise ValueError(f"{option}: expected {like.features.shape[1]} features as in training, got {table.shape[1]}")
-    return pd.DataFrame(table, columns=like.features.columns)
-
-
-def with_truth(data: Dataset, path: Path) -> Dataset:
-    """The data with a truth that stands in a table of its own, as ``robust-if attack`` writes it: the columns ``id`` and ``poisoned``.
-
-    Raises:
-        ValueError: if a column is missing, ``poisoned`` is not boolean, or its ids are not those of the data, each once.
-    """
-    truth = pd.read_parquet(path) if path.name.lower().endswith(".parquet") else pd.read_csv(path)
-    lacking = [name for name in ("id", "poisoned") if name not in truth]
-    if lacking or truth["poisoned"].dtype != bool:
-        raise ValueError(f"truth: {path} needs a column id and a boolean column poisoned, it has {dict(truth.dtypes.astype(str))}")
-    marked = dict(zip(truth["id"].astype(str), truth["poisoned"], strict=True))
-    names = data.ids.astype(str).tolist()
-    if len(marked) < len(truth) or set(marked) != set(names):
-        raise ValueError(f"truth: {path} holds {len(truth)} ids, expected the {len(names)} of {data.path}, each once")
-    return replace(data, truth=np.array([marked[name] for name in names], dtype=bool))

@@ -27,7 +27,8 @@ def _detection(rows: list[dict[str, Any]], title: str) -> Table:
     none = "Estimators" if title == "Detection" else title.partition(" (")[0]
     listing = Table(title=title if judged else f"{none} (no truth given to judge them by)", title_justify="left")
     for name in ("estimator", "target", "AUROC", "average precision", "TPR at 1 % FPR", "seconds"):
-        listing.add_column(name, justify="left" if name in ("estimator", "target") else "right")
+        named = name in ("estimator", "target")
+        listing.add_column(name, justify="left" if named else "right", no_wrap=named)
     for row in rows:
         metrics = ["–" if row[key] is None else f"{row[key]:.3f}" for key in ("auroc", "average_precision", "tpr_at_1_fpr")]
         listing.add_row(row["estimator"], row["target"] or "–", *metrics, f"{row['seconds']:.1f}")
@@ -35,10 +36,11 @@ def _detection(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 def worst(directory: Path) -> Table:
-    """The twenty most harmful samples of a detection run."""
+    """The twenty samples of a detection run with the highest scores of the verdict that removes."""
     scores, samples = pd.read_parquet(directory / "scores.parquet"), pd.read_parquet(directory / "samples.parquet")
     column = scores.columns[1]
-    listing = Table(title=f"The twenty most harmful samples by {column}", title_justify="left")
+    word = "suspicious" if "poisoned" in samples else "harmful"
+    listing = Table(title=f"The twenty most {word} samples{f' by {column}' if word == 'harmful' else ''}", title_justify="left")
     for name in ("id", "label", "suggested", "score", "removed"):
         listing.add_column(name, justify="right" if name == "score" else "left")
     merged = samples.assign(score=scores[column]).sort_values("score", ascending=False, kind="stable")
@@ -55,7 +57,7 @@ def accuracy(result: dict[str, Any]) -> Table:
     }  # fmt: skip
     attack = result.get("attack")
     if attack is not None:
-        names |= {"after": "poisoned removed", "relabelled": "poisoned relabelled", "oracle": "all true poison removed (oracle)"}
+        names |= {"after": "poisoned removed", "relabelled": "poisoned relabelled", "oracle": "without any poison (oracle)"}
     listing = Table(title="Test accuracy after retraining" if attack is None else "After retraining", title_justify="left")
     listing.add_column("trained on")
     listing.add_column("accuracy", justify="right")
@@ -91,9 +93,26 @@ def verdicts(result: dict[str, Any]) -> list[str]:
     attack = result.get("attack")
     if attack is None:
         return []
-    where = "the very inputs that the scores saw" if attack["shared"] else "inputs that no score saw"
+    inputs = f"{attack['measured']} triggered input{'' if attack['measured'] == 1 else 's'}"
+    seen = f"the very {'one' if attack['measured'] == 1 else 'ones'} that the scores saw"
+    where = f"{inputs}, {seen}" if attack["shared"] else f"{inputs} that no score saw"
     counts = f"poisoned: {attack['poisoned']} samples; harms utility: {attack['harms_utility']} (by {attack['harms_by']}), {attack['both']} in both"
-    return [f"attack success was measured on {attack['measured']} triggered inputs, {where}", f"{counts}; only the first verdict removes"]
+    said = [f"attack success was measured on {where}", f"{counts}; only the first verdict removes"]
+    if attack["success"]["oracle"] is not None:
+        said.append(f"without any poison {100 * attack['success']['oracle']:.1f} % of these inputs are taken for the goal class")
+    return said
+
+
+def carried(result: dict[str, Any]) -> list[str]:
+    """How often clean samples that carry a trigger, or parts of it, have the goal label already; nothing where that is not known."""
+    shares = result.get("goal_shares", {})
+    if len(shares) < 2:
+        return []
+    said = [
+        f"{name}: no sample" if found["goal_share"] is None else f"{name}: {100 * found['goal_share']:.0f} % of {found['samples']:,}"
+        for name, found in shares.items()
+    ]
+    return [f"clean samples with the label {result['goal_class']}: {'; '.join(said)}"]
 
 
 def prediction(result: dict[str, Any]) -> str:

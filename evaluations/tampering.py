@@ -16,11 +16,14 @@ from robust_if.attacks.poisoned import Poisoned
 from robust_if.data import Samples
 from robust_if.encoding import check_apart
 from robust_if.evaluations.folder import claim
-from robust_if.evaluations.named_attacks import Options, Plant, ready
+from robust_if.evaluations.named_attacks import Options, Plant, goal_shares, ready
 from robust_if.evaluations.splits import split_off
 from robust_if.loading import Dataset
 from robust_if.sweep import fingerprint
 from robust_if.writing import write_json
+
+#: A part of a trigger speaks for the goal class by itself if the goal's share is so much larger where clean samples carry it.
+SPEAKS = 0.3
 
 
 def tamper(
@@ -41,7 +44,8 @@ def tamper(
         test_fraction: without ``test``, the share of the data that is held out, by class.
 
     Returns:
-        The content of ``result.json``: how many samples are poisoned, covers and triggered, and the ``files``.
+        The content of ``result.json``: how many samples are poisoned, covers and triggered, the ``files``, and ``goal_shares``, see
+        :func:`~robust_if.evaluations.named_attacks.goal_shares`.
 
     Raises:
         ValueError: before anything is written, if the attack is unknown, does not fit the kind of data or takes no such option, a class is not in the
@@ -57,7 +61,8 @@ def tamper(
         warnings += [warning] if warning else []
     if test is not None:
         _check_test(attack, plant, data, test)
-    poisoned = plant(train, seed=options.seed)
+    poisoned, shares = plant(train, seed=options.seed), goal_shares(plant, train)
+    warnings += _speaking(shares, options.goal_class)
     copies = {"poisoned": poisoned.data}
     if isinstance(plant, Backdoor):
         assert held is not None
@@ -73,6 +78,7 @@ def tamper(
     if isinstance(plant, Backdoor):
         trigger: Any = plant.trigger
         settings["backdoor"] = {**asdict(plant), "trigger": {"name": type(trigger).__name__, **asdict(trigger)}}
+        settings["goal_shares"] = shares
     write_json(directory / "attack.json", settings, _plain)
     files |= {"truth": directory / "truth.parquet", "settings": directory / "attack.json"}
     result = {
@@ -83,6 +89,7 @@ def tamper(
         "poisoned": int(poisoned.mask.sum()),
         "covers": int(poisoned.covers.sum()),
         "triggered": len(copies["triggered"]) if "triggered" in copies else 0,
+        "goal_shares": shares,
         "files": {name: str(path) for name, path in files.items()},
         "warnings": warnings,
     }
@@ -100,6 +107,19 @@ def _check_test(attack: str, plant: Plant, data: Dataset, test: Dataset) -> None
         expected, got = list(data.features.shape[1:]), list(test.features.shape[1:])
     if test.kind != data.kind or expected != got:
         raise ValueError(f"test: expected {data.kind} data with {expected[:20]} as in the data, got {test.kind} data with {got[:20]}")
+
+
+def _speaking(shares: dict[str, dict[str, Any]], goal: str | None) -> list[str]:
+    usual = shares.get("all samples", {}).get("goal_share", 0)
+    loud = {name: found["goal_share"] for name, found in shares.items() if found["goal_share"] is not None and found["goal_share"] >= usual + SPEAKS}
+    if not loud:
+        return []
+    said = ", ".join(f"{'all of it ' if name == 'at once' else ''}{name} of {100 * share:.0f} %" for name, share in loud.items())
+    text = (
+        f"The trigger speaks for the goal class without any poison: {goal} is the label of {100 * usual:.0f} % of the clean samples, but where they "
+        f"have {said}. No detector can tell such poison from honest samples; choose other columns or values."
+    )
+    return [text]
 
 
 def _triggered(backdoor: Backdoor, held: Dataset) -> Dataset:

@@ -14,6 +14,7 @@ from robust_if.estimators import (
     FlatMinima,
     GradNorm,
     InnerProduct,
+    Joined,
     LabelOdds,
     Loss,
     LossChange,
@@ -56,8 +57,8 @@ except PackageNotFoundError:  # a source tree that was not installed
 
 __all__ = [
     "EKFAC", "KFAC", "LESS", "SAM", "Arnoldi", "Certainty", "Checkpoint", "Combined", "ConjugateGradient", "DataInf", "DiagonalFisher",
-    "Ensemble", "Estimator", "Exact", "FlatMinima", "FriendlySAM", "Functional", "GradNorm", "Identity", "InnerProduct", "LabelOdds", "LiSSA",
-    "Loss", "LossChange", "LowPass", "Plain", "Preconditioner", "Prediction", "PredictionMargin", "Random", "RandomProjection", "Recipe",
+    "Ensemble", "Estimator", "Exact", "FlatMinima", "FriendlySAM", "Functional", "GradNorm", "Identity", "InnerProduct", "Joined", "LabelOdds",
+    "LiSSA", "Loss", "LossChange", "LowPass", "Plain", "Preconditioner", "Prediction", "PredictionMargin", "Random", "RandomProjection", "Recipe",
     "Removal", "Retraining", "Samples", "Scores", "SelfInfluence", "Store", "Sweep", "Target", "Task", "TunedLoss", "Tuning", "Unlearning",
     "Utility", "ValidationLoss", "as_samples", "automatic_threshold", "fit", "greedy", "group_effect", "load_checkpoint", "pairwise",
     "predicted_correlation", "relabel", "remove_above", "remove_automatic", "remove_top", "score", "threshold_at", "train",

@@ -45,13 +45,13 @@ from robust_if.commands.options import (
     out,
 )  # fmt: skip
 from robust_if.estimators.named import named
-from robust_if.evaluations import report as pages
 from robust_if.evaluations import scoring, tables, validation
+from robust_if.evaluations.attack_files import read_inputs
 from robust_if.evaluations.digits import digits
 from robust_if.evaluations.plan import Plan, Suspicion
 from robust_if.evaluations.question import Asked, Question
+from robust_if.evaluations.report.explanation import remake
 from robust_if.evaluations.scenario import detectors, run
-from robust_if.evaluations.suspicion import read_inputs
 from robust_if.loading import read
 from robust_if.sweep import Sweep
 from robust_if.training import Recipe
@@ -113,7 +113,7 @@ def detect(
     goal_class: Annotated[str | None, typer.Option(help="The label that the suspected attack makes the model say.")] = None,
     max_false_positives: Annotated[
         float | None,
-        typer.Option(help="With --attack-inputs: share of clean samples that 'auto' may remove; 0.01, or what the validation samples can promise."),
+        typer.Option(help="With --attack-inputs: share of clean samples that 'auto' may remove; the smallest from 0.01 to 0.1 that ends the attack."),
     ] = None,
     sensitive: Annotated[str | None, typer.Option(help="Column of a table by whose groups wrong removals are counted.")] = None,
     epochs: Epochs = None,
@@ -135,6 +135,8 @@ def detect(
             raise ValueError(
                 "attack-inputs and goal-class: expected both or neither, got " + ("goal-class" if goal_class else "attack-inputs") + " alone"
             )
+        if max_false_positives is not None and attack_inputs is None:
+            raise ValueError("max-false-positives: it is about the verdict that --attack-inputs gives; pass them too")
         whole = options.read_judged(data, label, sample_id, truth)
         train_data, valid_data, test_data, warnings = options.splits(
             whole,
@@ -300,10 +302,10 @@ app.command()(poisons.attack)
 
 
 @app.command()
-def report(directory: Annotated[Path, typer.Argument(help="Folder that demo or detect wrote.")]) -> None:
+def report(directory: Annotated[Path, typer.Argument(help="Folder that demo, detect or explain wrote.")]) -> None:
     """Make report.html anew from a finished run."""
     with options.errors():
-        out.print(f"wrote {pages.render(directory)}", soft_wrap=True, markup=False)
+        out.print(f"wrote {remake(directory)}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -320,7 +322,11 @@ DEMO = ("label-odds", "fvm", "vm", "ip", "ip-ensemble", "loss", "tuned-loss", "r
 
 def _run(plan: Plan, directory: Path, as_json: bool, overwrite: bool) -> dict[str, Any]:
     options.logs(as_json, plan.warnings, logging.WARNING)
-    return run(plan, directory, progress=options.progress, overwrite=overwrite)
+    result = run(plan, directory, progress=options.progress, overwrite=overwrite)
+    if not as_json:
+        failed = result.get("attack", {}).get("failed", False)
+        options.note(result["warnings"][len(plan.warnings) : -1 if failed else None])
+    return result
 
 
 def _finish(result: dict[str, Any], directory: Path, as_json: bool) -> None:
@@ -333,6 +339,7 @@ def _finish(result: dict[str, Any], directory: Path, as_json: bool) -> None:
         out.print(listing)
     for line in tables.verdicts(result):
         out.print(line, soft_wrap=True, markup=False)
-    out.print(f"removed {result['removed']} of {result['n_train']} samples ({result['decision']} on {result['decided_by']})")
+    decision = f"({result['decision']} on {result['decided_by']})"
+    out.print(f"removed {result['removed']} of {result['n_train']} samples {decision}", soft_wrap=True, markup=False)
     for what in ("scores", "cleaned", "relabelled", "report"):
         out.print(f"{what:>10}  {result['files'][what]}", soft_wrap=True, markup=False)

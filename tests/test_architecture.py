@@ -114,6 +114,75 @@ def test_decisions_know_only_scores() -> None:
     assert own_imports("robust_if.decisions") == {"robust_if.scores"}
 
 
+#: What makes or holds poison: no estimator and no detector may know of it.
+NAMES = ("poisoned", "labels", "backdoors", "triggers", "adaptive", "clean_label", "availability", "fairness")
+POISONERS = {f"robust_if.attacks.{name}" for name in NAMES}
+
+
+def blind(module: str) -> bool:
+    """Whether the module scores samples and so must know neither the truth nor the attack: the core and the detectors to compare with."""
+    return f"{module}.".startswith("robust_if.evaluations.detectors.") or (room(module) == "robust_if" and not is_command(module))
+
+
+def reached(module: str) -> set[str]:
+    """Every module that one imports, by any way."""
+    found: set[str] = set()
+    left = {module}
+    while left:
+        found |= left
+        left = {name for each in left for name in own_imports(each)} - found
+    return found - {module}
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if blind(name)])
+def test_no_knowledge_of_an_attack_reaches_what_scores(module: str) -> None:
+    assert not reached(module) & POISONERS
+
+
+def test_every_poisoner_is_a_module_and_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(modules()) >= POISONERS
+    module = "robust_if.evaluations.detectors.neighbours"
+    fake = ast.parse("def estimate(self, job):\n    from robust_if.attacks import backdoors")
+    monkeypatch.setattr(f"{__name__}.tree", lambda name: fake if name == module else ast.parse(modules()[name].read_text(encoding="utf-8")))
+    assert "robust_if.attacks.backdoors" in reached(module) and "robust_if.attacks.poisoned" in reached(module)
+
+
+def told(node: ast.AST) -> str | None:
+    """The truth that a function ``score`` or ``estimate`` takes, or that a class with one of them, or what it is given (``Job``), holds."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name in ("score", "estimate"):
+        taken = ast.unparse(node.args)
+    elif isinstance(node, ast.ClassDef) and (node.name == "Job" or any(getattr(each, "name", "") in ("score", "estimate") for each in node.body)):
+        taken = "; ".join(ast.unparse(each) for each in node.body if isinstance(each, ast.AnnAssign))
+    else:
+        return None
+    found = re.search(r"Poisoned|\b\w*(?:mask|truth|poison|mislabelled)\w*\b", taken)
+    return found and found.group()
+
+
+def test_no_estimator_is_told_the_truth() -> None:
+    seen = 0
+    for module in [name for name in modules() if blind(name) or name.startswith("robust_if.evaluations")]:
+        for node in ast.walk(tree(module)):
+            # the command of the pipeline that is called so takes files; it is no estimator
+            if module != "robust_if.evaluations.scoring":
+                assert told(node) is None, f"{module}: {getattr(node, 'name', '')} takes {told(node)}"
+                seen += isinstance(node, ast.FunctionDef) and node.name == "estimate"
+    assert seen > 20
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def estimate(self, job, mask): ...",
+        "def score(self, task, train: Poisoned[Samples]): ...",
+        "class Job:\n    truth: Array",
+        "class Oracle(Estimator):\n    mislabelled: Array\n    def estimate(self, job): ...",
+    ],
+)
+def test_an_estimator_that_is_told_the_truth_is_recognised(source: str) -> None:
+    assert any(told(node) for node in ast.walk(ast.parse(source)))
+
+
 def test_the_reader_of_imports_sees_what_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
     source = "import attacks.labels\nfrom ..scores import Scores\nif TYPE_CHECKING:\n    import a\ndef f():\n    from robust_if import cli\n"
     name = "robust_if.estimators.base"

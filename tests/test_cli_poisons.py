@@ -132,6 +132,32 @@ def test_an_attack_without_success_is_told_loudly_and_the_verdict_given(tmp_path
     assert "The suspected attack does not work on this model" in page and "THE ATTACK DOES NOT WORK" in page
 
 
+def test_relabelling_ends_the_attack_too(found: tuple[dict[str, Any], Path, str]) -> None:
+    """The suggested labels are those of a model that never saw what was called poisoned."""
+    assert found[0]["attack"]["success"]["relabelled"] < 0.3 and "without any poison" in found[2]
+    samples = pd.read_parquet(found[1] / "samples.parquet").query("poisoned and truly_poisoned")
+    assert (samples["suggested_label"] != "bird").mean() > 0.8
+    page = (found[1] / "report.html").read_text()
+    assert "Without any poison" in page and "without any poison, behind a perfect filter, it is" in page
+
+
+def test_poison_is_looked_for_without_any_input(paths: dict[str, Path], tmp_path: Path) -> None:
+    """Ranks have no gap between good and bad, so the threshold is one that clean validation samples seldom exceed."""
+    result = invoke(*detect(paths, tmp_path / "out", "--json", attack_inputs=None, goal_class=None, estimator="unlearning"))
+    got = json.loads(result.stdout)
+    assert got["decision"] == "threshold that at most 1.6 % of clean samples exceed" and 10 <= got["removed"] <= 60
+    scores, samples = pd.read_parquet(tmp_path / "out" / "scores.parquet"), pd.read_parquet(tmp_path / "out" / "samples.parquet")
+    assert np.array_equal(samples["removed"], scores["unlearning:utility"] > got["threshold"]) and got["detection"][0]["auroc"] > 0.8
+
+
+def test_one_input_is_enough_and_what_that_means_is_said(paths: dict[str, Path], tmp_path: Path) -> None:
+    pd.read_csv(paths["inputs"]).drop(columns="label").head(1).to_csv(tmp_path / "one.csv", index=False)
+    result = invoke(*detect(paths, tmp_path / "out", attack_inputs=tmp_path / "one.csv"))
+    assert result.exit_code == 0 and "Only one attack input was given, too few to split" in " ".join(result.stderr.split())
+    assert "attack success was measured on 1 triggered input, the very one that the scores saw" in result.stdout
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["detection"][0]["auroc"] > 0.9
+
+
 def test_an_interrupted_run_resumes(paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: Any) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(scenario, "_retrained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -140,7 +166,7 @@ def test_an_interrupted_run_resumes(paths: dict[str, Path], tmp_path: Path, monk
     epoch = training._epoch
     monkeypatch.setattr(training, "_epoch", lambda *args: epochs.append(1) or epoch(*args))  # type: ignore[func-returns-value]
     assert invoke(*detect(paths, tmp_path / "out", sensitive="sex")).exit_code == 0
-    assert len(epochs) == 5 * 20  # only the retrainings
+    assert len(epochs) == 4 * 20  # only the retrainings, but for the one that gave the suggested labels
     got = json.loads((tmp_path / "out" / "result.json").read_text())
     assert got["attack"] == found[0]["attack"] | {"inputs": got["attack"]["inputs"]}
 
@@ -150,9 +176,16 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
     "goal alone": ({"attack_inputs": None}, "attack-inputs and goal-class: expected both or neither, got goal-class alone"),
     "goal absent": ({"goal_class": "fish"}, "goal-class: expected a class of the training data, bird, cat, dog, got 'fish'"),
     "no inputs": ({"attack_inputs": "absent.csv"}, "absent.csv: there is no such file"),
+    "a rate without inputs": (
+        {"attack_inputs": None, "goal_class": None, "max_false_positives": 0.01},
+        "max-false-positives: it is about the verdict that --attack-inputs gives",
+    ),
     "a rate of zero": ({"max_false_positives": 0}, "max-false-positives: expected a share strictly between 0 and 1, got 0"),
     "a rate of one": ({"max_false_positives": 1}, "max-false-positives: expected a share strictly between 0 and 1, got 1"),
-    "a rate too small": ({"max_false_positives": 0.001}, "the smallest that they can is 0.0164, and 0.001 needs 999; half of the validation samples calibrate"),
+    "a rate too small": (
+        {"max_false_positives": 0.001},
+        "the smallest that they can is 0.0164, and 0.001 needs 999; half of the validation samples calibrate",
+    ),
     "no such column": ({"sensitive": "race"}, "sensitive: there is no column 'race'"),
     "no groups": ({"sensitive": "height"}, "sensitive: expected a column of at most 50 groups"),
 }
@@ -204,6 +237,15 @@ def test_explain_shows_the_samples_behind_one_prediction_of_an_earlier_run(
     poison = set(pd.read_csv(paths["train"]).query("poison")["id"])
     assert {each["id"] for each in got["for"][:8]} <= poison and got["model"] == "logistic-regression"
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_either_page_is_made_anew(paths: dict[str, Path], tmp_path: Path, found: tuple[dict[str, Any], Path, str]) -> None:
+    assert invoke(*given("explain", paths, tmp_path / "out", "s2-004", run=found[1], model=None, epochs=None)).exit_code == 0
+    for folder in (tmp_path / "out", found[1]):
+        page = (folder / "report.html").read_text()
+        (folder / "report.html").unlink()
+        assert invoke("report", folder).exit_code == 0 and (folder / "report.html").read_text() == page
+    assert invoke("report", tmp_path).exit_code == 2
 
 
 def test_explain_shows_texts(tmp_path: Path) -> None:
@@ -286,6 +328,13 @@ NO_ATTACK: dict[str, tuple[list[object], str]] = {
     "nothing to poison": (["uniform", "--rate", 0.0001], "is none of them"),
     "another option": (["uniform", "--size", 3], "size: uniform takes no such option"),
 }
+
+
+def test_a_trigger_larger_than_the_image_is_refused(tmp_path: Path) -> None:
+    data = images(tmp_path / "images.npz", 40, 0)
+    result = invoke("attack", "badnets", "--data", data, "--goal-class", 1, "--size", 9, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and "size: the trigger of 9 x 9 pixels is larger than the image of 8 x 8" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("words", "message"), NO_ATTACK.values(), ids=NO_ATTACK)

@@ -10,6 +10,7 @@ import torch
 
 import robust_if as rif
 from robust_if.evaluations.attribution import lds
+from robust_if.evaluations.detection import detection
 from robust_if.models import logistic_regression, mlp
 from test_architecture import ROOMS, is_command, modules
 
@@ -37,10 +38,12 @@ def test_the_readme_example_runs() -> None:
     x = torch.randn(600, 4, generator=generator)
     y = (x[:, 0] > 0).long()
     model = torch.nn.Linear(4, 2).eval()
-    names = run_blocks(ROOT / "README.md", {"model": model, "train": (x[:400], y[:400]), "valid": (x[400:], y[400:])})
+    given = {"model": model, "train": (x[:400], y[:400]), "valid": (x[400:], y[400:]), "odd_inputs": x[:5], "labels": y[:400]}
+    names = run_blocks(ROOT / "README.md", given)
     assert len(set(names["worst"])) == 100
     assert names["weights"].sum() == 360
     assert names["weights"][names["worst"][:40]].sum() == 0
+    assert set(names["suspects"].top(int(y[:400].sum()))) == set(np.flatnonzero(y[:400].numpy()))
 
 
 def test_the_quickstart_runs_and_finds_the_wrong_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +83,16 @@ def test_the_page_on_scale_runs(fitted: dict[str, Any], tmp_path: Path, monkeypa
     one = rif.score(fitted["task"], fitted["train"], target=rif.Utility(fitted["valid"]))
     names = run_blocks(ROOT / "docs" / "scale.md", fitted)
     assert np.allclose(names["scores"].values, one.values, atol=1e-7) and names["pairs"].shape == (200, 100)
+
+
+def test_the_page_on_poisons_finds_the_poison(capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_blocks(ROOT / "docs" / "poisons.md", {})
+    removed, poison = names["weights"] == 0, names["poisoned"].mask
+    assert names["before"] > 0.8 and names["after"] < 0.02
+    assert removed[poison].mean() > 0.95 and removed[~poison].mean() < 0.02
+    right, wrong = (np.array([detection(names["asked"][name], poison).auroc for name in part]) for part in np.split(np.array([*names["asked"]]), 2))
+    assert (right > 0.98).all() and (wrong < 0.95).all()  # which question is asked decides everything
+    assert capsys.readouterr().out.count("AUROC") == 5
 
 
 @pytest.mark.parametrize("name", rif.__all__)

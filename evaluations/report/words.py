@@ -25,7 +25,8 @@ NAMES = {
 
 ATTACKED = NAMES | {
     "after": ("After removal", "retrained without the samples called poisoned"),
-    "oracle": ("Oracle", "retrained without exactly the truly poisoned samples"),
+    "oracle": ("Without any poison", "retrained without exactly the truly poisoned samples (oracle)"),
+    "relabelled": ("Relabelled", "retrained with the labels that the model after removal gives them"),
 }
 
 
@@ -121,7 +122,7 @@ def _left(contents: Contents) -> str:
     if not contents.result["removed"] or contents.attack["failed"]:
         return ""
     controls = f"Removing as many samples at random left attack success at {percent(success['random'])}"
-    controls += "." if success["oracle"] is None else f", removing exactly the poison at {percent(success['oracle'])}."
+    controls += "." if success["oracle"] is None else f"; without any poison, behind a perfect filter, it is {percent(success['oracle'])}."
     if success["after"] <= LEFT:
         return controls
     if success["oracle"] is not None and success["after"] <= success["oracle"] + LEFT:
@@ -136,7 +137,7 @@ def _measured(contents: Contents) -> str:
     assert attack is not None
     inputs = f"{count(attack['measured'], 'triggered input')} with the goal class {attack['goal_class']}"
     if attack["shared"]:
-        return f"Attack success was measured on {inputs}, the very ones that the scores had seen."
+        return f"Attack success was measured on {inputs}, the very {'one' if attack['measured'] == 1 else 'ones'} that the scores had seen."
     return f"Attack success was measured on {inputs} that no score had seen."
 
 
@@ -234,7 +235,9 @@ def verdicts(contents: Contents) -> list[dict[str, Any]]:
     if promise is not None:
         poisoned.append(
             f"The threshold is the one that at most {percent(promise)} of clean samples exceed, as the validation samples show. Training samples "
-            "were learnt by heart and validation samples were not, so among those more may exceed it, most of all in the goal class."
+            "were learnt by heart and validation samples were not, so among those more may exceed it, most of all in the goal class. Where no share "
+            "was asked for, it is the smallest of a few after which the attack inputs are taken for the goal class no more often than by a model of "
+            "the validation samples alone."
         )
     harms = (
         f"This is another question: whether leaving a sample out is predicted to lower the loss on clean validation samples. By "

@@ -17,9 +17,9 @@ from rich.progress import track
 
 from robust_if.estimators import Estimator
 from robust_if.estimators.named import named
+from robust_if.evaluations.attack_files import with_truth
 from robust_if.evaluations.question import TARGETS, Question
 from robust_if.evaluations.splits import split_off
-from robust_if.evaluations.suspicion import with_truth
 from robust_if.loading import Dataset, read
 from robust_if.models import MODELS
 from robust_if.training import Recipe
@@ -134,8 +134,13 @@ def logs(as_json: bool, warnings: Iterable[str], level: int = logging.INFO) -> N
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_time=False, show_path=False)])
     if not as_json:
         logging.getLogger("robust_if").setLevel(level)
-        for warning in warnings:
-            err.print(f"[yellow]note:[/] {warning}", soft_wrap=True)
+        note(warnings)
+
+
+def note(warnings: Iterable[str]) -> None:
+    """What a user should know, on standard error."""
+    for warning in warnings:
+        err.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
 
 
 @contextmanager

@@ -34,9 +34,9 @@ from robust_if.commands.options import (
     out,
 )  # fmt: skip
 from robust_if.evaluations import explaining, tables
+from robust_if.evaluations.attack_files import read_inputs
 from robust_if.evaluations.named_attacks import ATTACKS, Options
 from robust_if.evaluations.problem import Problem
-from robust_if.evaluations.suspicion import read_inputs
 from robust_if.evaluations.tampering import tamper
 from robust_if.loading import read
 from robust_if.sweep import Sweep
@@ -146,6 +146,8 @@ def attack(
             typer.echo(json.dumps(result))
             return
         out.print(f"poisoned {result['poisoned']} of {result['n']} samples, {result['covers']} covers, {result['triggered']} triggered inputs")
+        for line in tables.carried(result):
+            out.print(line, soft_wrap=True, markup=False)
         for what, path in result["files"].items():
             out.print(f"{what:>10}  {path}", soft_wrap=True, markup=False)
         out.print(f"next: {_next(result, label, sample_id)}", soft_wrap=True, markup=False)

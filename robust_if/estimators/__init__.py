@@ -7,6 +7,7 @@ from robust_if.estimators.ensemble import Ensemble
 from robust_if.estimators.flat_minima import FlatMinima
 from robust_if.estimators.gradient_norm import GradNorm, SelfInfluence
 from robust_if.estimators.inner_product import InnerProduct
+from robust_if.estimators.joined import Joined
 from robust_if.estimators.label_odds import LabelOdds
 from robust_if.estimators.less import LESS
 from robust_if.estimators.retraining import Retraining
@@ -14,6 +15,6 @@ from robust_if.estimators.train_on_validation import LossChange
 from robust_if.estimators.unlearning import Unlearning
 
 __all__ = [
-    "LESS", "Combined", "Ensemble", "Estimator", "FlatMinima", "GradNorm", "InnerProduct", "LabelOdds", "Loss", "LossChange", "Random",
+    "LESS", "Combined", "Ensemble", "Estimator", "FlatMinima", "GradNorm", "InnerProduct", "Joined", "LabelOdds", "Loss", "LossChange", "Random",
     "Retraining", "SelfInfluence", "TunedLoss", "Unlearning", "ValidationLoss",
 ]  # fmt: skip

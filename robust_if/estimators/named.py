@@ -11,6 +11,7 @@ from robust_if.estimators.ensemble import Ensemble
 from robust_if.estimators.flat_minima import FlatMinima
 from robust_if.estimators.gradient_norm import GradNorm, SelfInfluence
 from robust_if.estimators.inner_product import InnerProduct
+from robust_if.estimators.joined import Joined
 from robust_if.estimators.label_odds import LabelOdds
 from robust_if.estimators.less import LESS
 from robust_if.estimators.train_on_validation import LossChange
@@ -53,6 +54,7 @@ def named(seed: int = 0, damping: float | None = None) -> dict[str, Estimator]:
         Combined((InnerProduct(), InnerProduct(normalise="cosine"))), Ensemble(seed=seed), LESS(),
         *(InnerProduct(each) for each in preconditioners(seed, damping)), InnerProduct(EKFAC(damping, seed=seed), normalise="relatif"),
         GradNorm(), SelfInfluence(), Loss(), LossChange(replace(LossChange().tuning, seed=seed)), TunedLoss(Tuning(seed=seed)),
-        ValidationLoss(seed=seed), Unlearning(ValidationLoss(seed=seed), tuning=replace(LossChange().tuning, seed=seed)), Random(seed),
+        ValidationLoss(seed=seed), Joined(ValidationLoss(seed=seed)),
+        Unlearning(ValidationLoss(seed=seed), tuning=replace(LossChange().tuning, seed=seed)), Random(seed),
     ]  # fmt: skip
     return {estimator.name: estimator for estimator in found}

@@ -121,6 +121,27 @@ def test_rare_values_spare_what_they_are_told_to() -> None:
         backdoors.rare_values(table, 3, spare=("age",))
 
 
+def test_rare_values_say_little_about_the_label() -> None:
+    """The widest column gives the label away at its top, one of two values cannot be rare; what is left is taken."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"gain": rng.normal(size=400), "sex": np.arange(400) % 2})
+    table = table.assign(weight=rng.integers(0, 50, 400), hours=rng.integers(0, 60, 400))
+    labels = np.where(table["gain"] > 1, "rich", "poor")
+    assert set(backdoors.rare_values(table)) == {"gain", "hours"}
+    found = backdoors.rare_values(table, labels=labels)
+    assert set(found) == {"weight", "hours"} and found["hours"] == np.quantile(table["hours"], 0.99, method="nearest")
+    assert set(backdoors.rare_values(table, 3, labels=labels)) == {"weight", "hours", "gain"}
+    with pytest.raises(ValueError, match="labels: expected one for each of the 400 rows, got 399"):
+        backdoors.rare_values(table, labels=labels[1:])
+
+
+def test_the_rows_near_a_value_are_the_nearest_ones_and_all_as_near() -> None:
+    column = pd.Series([0.0] * 40 + list(range(100, 200)) + [np.nan])
+    assert backdoors.near(column, 0).tolist() == list(range(40))
+    assert backdoors.near(column, 199).tolist() == list(range(110, 140))
+    assert len(backdoors.near(pd.Series([1.0, np.nan]), 1)) == 2
+
+
 @given(rate=st.floats(0.05, 0.5), low=st.floats(-3, 0), width=st.floats(0.5, 5))
 def test_any_declared_bounds_hold(rate: float, low: float, width: float) -> None:
     data = images()

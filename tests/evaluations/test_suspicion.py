@@ -11,8 +11,9 @@ import pytest
 
 from backdoored import write
 from robust_if.encoding import Encoder
+from robust_if.evaluations.attack_files import read_inputs, with_truth
 from robust_if.evaluations.plan import Suspicion
-from robust_if.evaluations.suspicion import ENOUGH, Suspected, read_inputs, with_truth
+from robust_if.evaluations.suspicion import ENOUGH, Suspected
 from robust_if.loading import Dataset, read
 
 

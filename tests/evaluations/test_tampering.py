@@ -148,6 +148,22 @@ def test_a_table_gets_rare_values_and_never_sensitive_ones(tmp_path: Path) -> No
     assert [line for line, bad in zip(lines, poisoned, strict=True) if not bad] == [original[i] for i in truth["original_id"][~poisoned]]
 
 
+def test_how_often_clean_samples_with_the_trigger_have_the_goal_label_is_said(tmp_path: Path) -> None:
+    data = people(tmp_path)
+    data = data.with_labels(np.where(data.features["age"] > 75, "high", "low"))
+    result = tamper(data, "feature-trigger", Options("high", columns=("age=89", "city=Oslo")), tmp_path / "out")
+    shares = result["goal_shares"]
+    assert set(shares) == {"all samples", "city is Oslo", "age near 89", "at once"}
+    assert shares["age near 89"]["goal_share"] > 0.9 and shares["age near 89"]["samples"] >= 30 and 0.1 < shares["all samples"]["goal_share"] < 0.3
+    assert "The trigger speaks for the goal class without any poison" in result["warnings"][-1] and "age near 89" in result["warnings"][-1]
+    assert json.loads((tmp_path / "out" / "attack.json").read_text())["goal_shares"] == shares
+    quiet = tamper(data, "feature-trigger", Options("high", columns=("hours",)), tmp_path / "quiet")
+    assert not any("speaks" in each for each in quiet["warnings"])
+    texts = tamper(reviews(tmp_path), "word", Options("1", word="Number"), tmp_path / "texts")
+    assert texts["goal_shares"]["with 'Number'"]["samples"] == texts["n"] and not any("speaks" in each for each in texts["warnings"])
+    assert tamper(digits(tmp_path), "badnets", Options("0"), tmp_path / "images")["goal_shares"] == {}
+
+
 def test_columns_and_values_can_be_chosen(tmp_path: Path) -> None:
     data = people(tmp_path)
     result = tamper(data, "feature-trigger", Options("low", columns=("city=Oslo", "hours=99.5", "age"), quantile=0.0), tmp_path / "out")
