@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from datasets import digits
+from data_sets import digits
 
 import robust_if as rif
 from robust_if import models
