@@ -28,6 +28,7 @@ from robust_if.estimators import LESS, Estimator, FlatMinima, Unlearning
 from robust_if.estimators.named import named
 from robust_if.evaluations.baselines import ConfidentLearning, NearestNeighbours, accuracy, predict
 from robust_if.evaluations.calibration import remove_until_ended
+from robust_if.evaluations.detectors import poison_detectors
 from robust_if.evaluations.folder import claim, groups, write
 from robust_if.evaluations.plan import Outcome, Plan, Verdicts
 from robust_if.evaluations.poisoning import WORKS, attack_success
@@ -41,13 +42,13 @@ from robust_if.training import Recipe, fit
 from robust_if.tuning import Tuning
 
 #: Estimators that draw the model's parameters anew.
-STARTS_AFRESH = frozenset({"label-odds", "valid-only", "confident-learning"})
+STARTS_AFRESH = frozenset({"label-odds", "valid-only", "valid-only-joined", "unlearning", "confident-learning", "aum", "early-loss"})
 
 
 def detectors(recipe: Recipe, seed: int = 0) -> dict[str, Estimator]:
     """Every estimator that a name on the command line stands for, with its published defaults."""
     core = [each for each in named(seed).values() if not isinstance(each, LESS)]  # which needs an optimiser's checkpoints
-    found = [*core, ConfidentLearning(recipe, seed=seed), NearestNeighbours()]
+    found = [*core, ConfidentLearning(recipe, seed=seed), NearestNeighbours(), *poison_detectors(recipe, seed)]
     return {estimator.name: estimator for estimator in found}
 
 

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from backdoored import frame, write
-from robust_if import training
+from robust_if import Recipe, training
 from robust_if.evaluations import scenario, suspicion
+from robust_if.evaluations.detectors import poison_detectors
 from robust_if.evaluations.poisoning import filter_bias
 from robust_if.loading import read
 from test_cli import invoke
@@ -341,3 +342,13 @@ def test_a_trigger_larger_than_the_image_is_refused(tmp_path: Path) -> None:
 def test_attack_names_what_is_wrong(tmp_path: Path, words: list[object], message: str) -> None:
     result = invoke("attack", *words, "--data", clean(tmp_path), "--out", tmp_path / "out")
     assert result.exit_code == 2 and message in " ".join(result.stderr.split()) and not (tmp_path / "out").exists()
+
+
+def test_the_detectors_of_the_literature_go_by_name(paths: dict[str, Path], tmp_path: Path) -> None:
+    names = [each.name for each in poison_detectors(Recipe())]
+    result = invoke(*detect(paths, tmp_path / "out", "--json", attack_inputs=None, goal_class=None, estimator=",".join(names), remove=10))
+    assert result.exit_code == 0, result.stderr
+    rows = json.loads(result.stdout)["detection"]
+    assert [row["estimator"] for row in rows] == names and len(set(names)) == 10
+    scores = pd.read_parquet(tmp_path / "out" / "scores.parquet").drop(columns="id")
+    assert len({tuple(column) for column in scores.to_numpy().T}) == 10, "two names give the same scores"
