@@ -39,7 +39,7 @@ from robust_if.evaluations import detectors as others
 from robust_if.evaluations.baselines import ConfidentLearning, accuracy, predict
 from robust_if.evaluations.calibration import calibrated, remove_until_ended, thresholds
 from robust_if.evaluations.detection import RATES, detection
-from robust_if.evaluations.poisoning import WORKS, defended
+from robust_if.evaluations.poisoning import WORKS, clean_model, defended
 from robust_if.scores import Scores
 
 RESULTS = Path(__file__).parent / "results" / "poisoning.jsonl"
@@ -107,11 +107,14 @@ class Detector:
         if self.knows in ("a", "b"):
             shown = case.shown.take(range(INPUTS if self.knows == "a" else 1))
 
-            def success(weights: np.ndarray) -> float:
-                task = rif.fit(case.start, case.train, replace(case.recipe, keep=1), weights=weights)
+            def said(task: rif.Task) -> float:
                 return float(predict(task, shown)[:, GOAL].mean())
 
-            found["until ended"] = remove_until_ended(scores, thresholds(clean), success).weights
+            def success(weights: np.ndarray) -> float:
+                return said(rif.fit(case.start, case.train, replace(case.recipe, keep=1), weights=weights))
+
+            usual = said(clean_model(case.start, case.valid, case.recipe, len(case.train)))
+            found["until ended"] = remove_until_ended(scores, thresholds(clean), success, usual=usual).weights
         return {f"{self.knows}: {self.label}, {rule}": weights for rule, weights in found.items()}
 
 
@@ -179,7 +182,7 @@ def detectors(row: Row, seed: int) -> list[Detector]:
     ]  # fmt: skip
 
 
-def run(name: str, seeds: range, only: tuple[str, ...]) -> None:
+def run(name: str, seeds: range, only: tuple[str, ...], removal: bool) -> None:
     """Score, and remove, whatever of a row is not known yet."""
     known = {(r["row"], r["seed"], r["knows"], r["detector"]) for r in records()}
 
@@ -191,7 +194,7 @@ def run(name: str, seeds: range, only: tuple[str, ...]) -> None:
 
     for seed in seeds:
         todo = [each for each in asked(name, seed) if not only or each.label in only]
-        todo = [each for each in todo if (name, seed, each.knows, each.label) not in known]
+        todo = [each for each in todo if (name, seed, each.knows, each.label) not in known and not removal]
         removed = (name, seed, "", "removal") in known or bool(only)
         if (name, seed, "", "failed") in known or (not todo and removed):
             continue
@@ -329,6 +332,7 @@ if __name__ == "__main__":
     parser.add_argument("row", nargs="*", choices=[*ROWS, []], help="rows to run")
     parser.add_argument("--data", choices=["digits", "fashion", "cifar"], help="all rows of one data set")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--removal", action="store_true", help="removal alone")
     parser.add_argument("--only", nargs="*", default=[], help="only these detectors")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--table", action="store_true", help="print the tables of all results")
@@ -336,7 +340,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for each in args.row or [name for name in ROWS if args.data and name.startswith(args.data)]:
-        run(each, range(args.seeds), tuple(args.only))
+        run(each, range(args.seeds), tuple(args.only), args.removal)
     if args.table:
         for data in ("digits", "fashion", "cifar"):
             if any(r["row"].startswith(data) for r in records()):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,12 @@ def _predicted(task: Task, triggered: Samples, goal: int, batch_size: int) -> tu
         raise ValueError(f"triggered: expected an input whose true class is not the goal class {goal}, but all {len(true)} are of it")
     others = triggered.take(true != goal)
     return predict(task, others, batch_size).argmax(1), others.labels.cpu().numpy()
+
+
+def clean_model(task: Task, clean: Samples, recipe: Recipe, n: int, *, directory: Path | None = None, progress: Progress = silent) -> Task:
+    """A model of clean held-out samples alone, trained for as many steps as one of ``n`` samples: what it says of an input is said without poison."""
+    longer = replace(recipe, epochs=recipe.epochs * math.ceil(n / len(clean)), keep=1)
+    return fit(task, clean, longer, directory=directory, progress=progress)
 
 
 def filter_bias(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from robust_if.evaluations.calibration import remove_until_ended
 from robust_if.evaluations.detectors import poison_detectors
 from robust_if.evaluations.folder import claim, groups, write
 from robust_if.evaluations.plan import Outcome, Plan, Verdicts
-from robust_if.evaluations.poisoning import WORKS, attack_success
+from robust_if.evaluations.poisoning import WORKS, attack_success, clean_model
 from robust_if.evaluations.problem import Problem
 from robust_if.evaluations.suspicion import ESTIMATOR, Suspected, blind_scores, promising
 from robust_if.scores import Scores
@@ -222,10 +221,9 @@ def _still_works(prepared: _Prepared, work: Path, progress: Progress, weights: N
 
 def _works_by_itself(prepared: _Prepared, work: Path, progress: Progress) -> float:
     """The same by a model of the clean validation samples alone, trained for as many steps as the others."""
-    valid, plan = prepared.problem.valid, prepared.plan
-    passes = math.ceil(len(prepared.problem.train) / len(valid))
-    recipe = replace(plan.recipe, seed=plan.seed, epochs=plan.recipe.epochs * passes)
-    task = fit(prepared.problem.task(plan.seed), valid, recipe, directory=work / "clean", progress=progress)
+    problem, plan = prepared.problem, prepared.plan
+    recipe = replace(plan.recipe, seed=plan.seed)
+    task = clean_model(problem.task(plan.seed), problem.valid, recipe, len(problem.train), directory=work / "clean", progress=progress)
     return _certain(prepared, task)
 
 
