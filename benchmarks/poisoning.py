@@ -73,6 +73,11 @@ class Detector:
     delta: bool = False
     kind: Literal["product", "unlearning", "clean", "universal"] = "product"
 
+    @property
+    def decides(self) -> bool:
+        """Whether its removals are tried; the search for a universal trigger has no half of the validation samples to spare."""
+        return self.ours and self.kind != "universal"
+
     def target(self, case: Case, valid: rif.Samples) -> rif.Target:
         if self.knows not in ("a", "b") or self.kind == "clean":
             return rif.Utility(valid)
@@ -160,7 +165,7 @@ def detectors(row: Row, seed: int) -> list[Detector]:
         Detector("Δ-Influence, cosine", "b", cosine, along=True, delta=True),
         Detector("unlearn the suspects", "c", rif.Unlearning(rif.ValidationLoss(seed=seed)), ours=True),
         Detector("label odds", "c", rif.LabelOdds(seed=seed), ours=True),
-        Detector("unlearn a universal trigger", "c", rif.LossChange(), kind="universal"),
+        Detector("unlearn a universal trigger", "c", rif.LossChange(), ours=True, kind="universal"),
         Detector("loss of a validation model", "c", rif.ValidationLoss(seed=seed)),
         Detector("product (IP)", "c", product, along=True),
         Detector("rank of product or cosine", "c", rif.Combined((product, cosine)), along=True),
@@ -210,7 +215,7 @@ def run(name: str, seeds: range, only: tuple[str, ...], removal: bool) -> None:
             scores = each.scores(case)
             seconds = time.perf_counter() - begin
             if case.poison is None:
-                if each.ours:
+                if each.decides:
                     rules = {rule.rpartition(", ")[2]: float(1 - weights.mean()) for rule, weights in each.decisions(case).items()}
                 else:
                     rules = {"automatic": float((scores.values > automatic_threshold(scores)).mean())}
@@ -222,7 +227,7 @@ def run(name: str, seeds: range, only: tuple[str, ...], removal: bool) -> None:
             write(case, each.knows, each.label, **metrics, auroc_covers_clean=strict, seconds=seconds, **fit)
         if case.backdoor is not None and not removed:
             assert case.poison is not None
-            ours = {key: weights for each in asked(name, seed) if each.ours for key, weights in each.decisions(case).items()}
+            ours = {key: weights for each in asked(name, seed) if each.decides for key, weights in each.decisions(case).items()}
             rate = int(1.5 * case.poison.mask.sum())
             blind = {
                 f"-: {each.label}, 1.5 x the poison": remove_top(each.scores(case), k=rate)
@@ -272,23 +277,26 @@ def _cell(mean: float, half: float, best: float) -> str:
     return f"**{text}**" if mean == best else text
 
 
+#: Ours for each knowledge, one choice for all rows.
+OURS = (("a", "unlearn the attack"), ("b", "unlearn the attack"), ("c", "unlearn the suspects"), ("c", "unlearn a universal trigger"))
+
+
 def summary(metric: str) -> str:
-    """Ours against the best baseline with the same knowledge, which is chosen for every row with hindsight; ours is one choice for all."""
+    """Ours against the best baseline with the same knowledge, which is chosen for every row with hindsight."""
     found = pd.DataFrame([r for r in records() if metric in r])
     mean = found.groupby(["row", "knows", "detector"])[metric].mean()
-    ours = {"a": "unlearn the attack", "b": "unlearn the attack", "c": "unlearn the suspects"}
     own = {(each.knows, each.label) for row in ROWS.values() for each in detectors(row, 0) if each.ours}
-    lines = ["| attack | " + " | ".join(f"({k}) ours | ({k}) best baseline" for k in ours) + " |", "|---" * 7 + "|"]
+    head = [f"({knows}) {label} | ({knows}) best baseline" if knows != "c" else f"(c) {label}" for knows, label in OURS]
+    lines = [f"| attack | {' | '.join(head)} | (c) best baseline |", "|---" * 8 + "|"]
     for name in [each for each in ROWS if each in mean.index.get_level_values("row")]:
-        cells = []
-        for knows, label in ours.items():
-            part = mean[name]
-            rivals = part[[key for key in part.index if key[0] in (knows, *("-" * (knows == "c"))) and key not in own]]
-            if (knows, label) not in part.index or rivals.empty:
-                cells += ["", ""]
-                continue
-            cells += [f"{part[(knows, label)]:.3f}", f"{rivals.max():.3f} {rivals.idxmax()[1]}"]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        part = mean[name]
+
+        def best(knows: str, part: pd.Series = part) -> str:
+            rivals = part[[key for key in part.index if key[0] in knows and key not in own]]
+            return "" if rivals.empty else f"{rivals.max():.3f} {rivals.idxmax()[1]}"
+
+        ours = [f"{part[key]:.3f}" if key in part.index else "" for key in OURS]
+        lines.append(f"| {name} | {ours[0]} | {best('a')} | {ours[1]} | {best('b')} | {ours[2]} | {ours[3]} | {best('c-')} |")
     return "\n".join(lines)
 
 
