@@ -19,6 +19,7 @@ from robust_if.attacks.anchors import Table, groups, labels_and_groups
 from robust_if.attacks.poisoned import Poisoned, number
 from robust_if.data import Samples, to
 from robust_if.preconditioners import Exact, Preconditioner
+from robust_if.predictions import log_odds
 from robust_if.sweep import Sweep
 from robust_if.targets import Functional, Target
 from robust_if.task import Batch, Params, Task
@@ -48,9 +49,7 @@ class GroupCovariance(Functional):
         return "group-covariance"
 
     def moments(self, task: Task, params: Params, batch: Batch) -> Tensor:
-        log_p = torch.log_softmax(task.outputs(params, batch), 1)
-        rest = torch.cat([log_p[:, : self.favourable], log_p[:, self.favourable + 1 :]], 1)
-        d = log_p[:, self.favourable] - rest.logsumexp(1)
+        d = log_odds(task.outputs(params, batch), torch.full_like(batch[1], self.favourable))
         s = batch[2].to(d)
         return torch.stack([s * d, s, d], 1)
 

@@ -26,7 +26,7 @@ from robust_if.scores import table
 from robust_if.sweep import Sweep, fingerprint
 from robust_if.task import Task
 from robust_if.training import Recipe, train
-from robust_if.writing import write_json
+from robust_if.writing import plain, write_json
 
 #: The estimator where none is named: gradients compared layer by layer, so that no layer drowns the others.
 ESTIMATOR = "ip-layer"
@@ -179,15 +179,15 @@ def explain(
     Checkpoint.of(task.model).save(directory / "model.safetensors")
 
     def shown(i: int) -> dict[str, Any]:
-        return {"id": _plain(data.ids[i]), "label": _plain(data.labels[i]), "score": float(scores.values[i]), **preview(data, i)}
+        return {"id": plain(data.ids[i]), "label": plain(data.labels[i]), "score": float(scores.values[i]), **preview(data, i)}
 
     order = [int(i) for i in scores.order()]
     result = {
         "explanation": True,
-        "id": _plain(prediction.sample.ids[0]),
+        "id": plain(prediction.sample.ids[0]),
         "among": prediction.among,
-        "true": _plain(prediction.sample.labels[0]),
-        "predicted": _plain(problem.encoder.decode([said])[0]),
+        "true": plain(prediction.sample.labels[0]),
+        "predicted": plain(problem.encoder.decode([said])[0]),
         "probability": float(probabilities[said]),
         "sample": preview(prediction.sample, 0),
         "for": [shown(i) for i in order[:SHOWN] if scores.values[i] > 0],
@@ -217,7 +217,3 @@ def _model(problem: Problem, model: Recipe | Path, directory: Path, sweep: Sweep
         return start.at(load_checkpoint(model, start.model).state), []
     along = train(start, problem.train, model, directory=directory / "model", progress=sweep.progress)
     return start.at(along[-1].state), along if model.keep > 1 else []
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

@@ -20,7 +20,7 @@ from robust_if.evaluations.poisoning import WORKS, filter_bias
 from robust_if.evaluations.previews import preview
 from robust_if.evaluations.report import render
 from robust_if.scores import Scores, table
-from robust_if.writing import write_json
+from robust_if.writing import plain, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +67,9 @@ def write(directory: Path, plan: Plan, outcome: Outcome) -> dict[str, Any]:
     samples = _samples(plan, outcome)
     table(scores).to_parquet(directory / "scores.parquet", index=False)
     samples.to_parquet(directory / "samples.parquet", index=False)
-    write_json(directory / "worst.json", _shown(plan, outcome, samples, scores[0]), _plain)
+    write_json(directory / "worst.json", _shown(plan, outcome, samples, scores[0]), plain)
     if outcome.verdicts is not None:
-        write_json(directory / "harmful.json", _shown(plan, outcome, samples, scores[1]), _plain)
+        write_json(directory / "harmful.json", _shown(plan, outcome, samples, scores[1]), plain)
     cleaned, relabelled = _copies(directory, plan, outcome)
     accuracies: dict[str, float | None] = {name: float(np.mean(values)) for name, values in outcome.accuracies.items()}
     result = {
@@ -106,7 +106,7 @@ def write(directory: Path, plan: Plan, outcome: Outcome) -> dict[str, Any]:
     if outcome.verdicts is not None or plan.sensitive is not None:
         bias = filter_bias(data.mislabelled, removed, data.labels, groups(plan), name=plan.sensitive or "group")
         result["filter"] = bias.astype(object).where(bias.notna(), None).to_dict("records")
-    write_json(directory / "result.json", result, _plain)
+    write_json(directory / "result.json", result, plain)
     render(directory)
     shutil.rmtree(directory / "work", ignore_errors=True)
     return result
@@ -146,7 +146,7 @@ def _shown(plan: Plan, outcome: Outcome, samples: pd.DataFrame, scores: Scores) 
     """The samples with the highest scores, as the report shows them."""
     return [
         {
-            **_plain(samples.iloc[i].to_dict()), "suggested": _plain(outcome.suggested[i]), "score": float(scores.values[i]),
+            **plain(samples.iloc[i].to_dict()), "suggested": plain(outcome.suggested[i]), "score": float(scores.values[i]),
             **preview(plan.train, int(i)),
         }
         for i in scores.order()[:SHOWN]
@@ -193,10 +193,3 @@ def _judged(scores: Scores, mask: NDArray[np.bool_] | None) -> dict[str, Any]:
         return row | dict.fromkeys(names)
     found = detection(scores, mask)
     return row | {name: getattr(found, name) for name in names} | {"auroc_interval": list(found.intervals["auroc"])}
-
-
-def _plain(value: Any) -> Any:
-    """NumPy scalars as Python ones, for JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return value.item() if isinstance(value, np.generic) else value

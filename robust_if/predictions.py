@@ -53,19 +53,30 @@ class Certainty(PredictionMargin):
         return F.softplus(super().moments(task, params, batch))
 
 
+def class_logits(outputs: Any) -> Tensor:
+    """Logits ``(B, K)`` with K ≥ 2, from those, or from one logit z of class 1, ``(B,)`` or ``(B, 1)``, which stands for the two logits (0, z).
+
+    Raises:
+        ValueError: if the outputs have another shape, or are no tensor.
+    """
+    if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2):
+        got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"model: expected a classifier's logits (B, K), or one logit (B,) or (B, 1), got {got}")
+    logits = outputs.reshape(len(outputs), -1)
+    return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], 1)
+
+
 def log_odds(outputs: Any, labels: Tensor) -> Tensor:
     """Log-odds log p_y / (1 − p_y), ``(B,)``, from logits ``(B, K)``, or from one logit ``(B,)`` or ``(B, 1)`` of class 1.
 
     Raises:
-        ValueError: if a label is no class of the outputs.
+        ValueError: if a label is no class of the outputs, or these are no logits.
     """
-    logits = outputs[:, 0] if outputs.ndim == 2 and outputs.shape[1] == 1 else outputs
-    classes = logits.shape[1] if logits.ndim == 2 else 2
-    if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"labels: expected classes from 0 to {classes - 1}, got {int(labels.max())}")
-    if logits.ndim == 1:
-        signed: Tensor = torch.where(labels == 1, logits, -logits)
-        return signed
+    logits = class_logits(outputs)
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(
+            f"labels: expected classes from 0 to {logits.shape[1] - 1}, as labels or as goal_class, got some from {int(labels.min())} to {int(labels.max())}"
+        )
     own = logits.gather(1, labels[:, None])
     others = logits.masked_fill(torch.zeros_like(logits, dtype=torch.bool).scatter(1, labels[:, None], True), -torch.inf)
     odds: Tensor = own[:, 0] - others.logsumexp(1)

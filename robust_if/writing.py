@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write ``content`` under another name, and rename it when it is on the disk."""
@@ -17,6 +19,13 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def plain(value: Any) -> Any:
+    """NumPy scalars, and those in a dictionary, as Python ones, which JSON can hold."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def write_json(path: Path, value: Any, default: Callable[[Any], Any] | None = None) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code expects
 
+from robust_if.predictions import class_logits
 from robust_if.targets import Functional
 from robust_if.task import Batch, Params, Task, cross_entropy
 
@@ -80,9 +81,7 @@ def _logits(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2):
         got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(f"loss: those by name take logits (B, K), or one logit (B,) or (B, 1), got {got}; give a function (outputs, batch) -> (B,)")
-    logits, given = outputs.reshape(len(outputs), -1), batch[1].reshape(-1)
-    if logits.shape[1] == 1:
-        logits = torch.cat([torch.zeros_like(logits), logits], 1)
+    logits, given = class_logits(outputs), batch[1].reshape(-1)
     labels = given.long()
     if not ((labels == given) & (labels >= 0) & (labels < logits.shape[1])).all():
         raise ValueError(f"batch: expected labels from 0 to {logits.shape[1] - 1}, got some from {float(given.min()):g} to {float(given.max()):g}")

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robust_if import predictions
 from robust_if.data import Samples, to
 from robust_if.estimators.base import Estimator, Job, Result
 from robust_if.features import penultimate
@@ -73,8 +74,7 @@ def class_logits(task: Task, params: Params, batch: Batch) -> Tensor:
     if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2) or len(outputs) != batch_length(batch):
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(f"model: this detector needs a classifier's logits, shape ({batch_length(batch)}, K), got {shape}")
-    logits = outputs if outputs.ndim == 2 else outputs[:, None]
-    return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], 1)
+    return predictions.class_logits(outputs)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from robust_if.evaluations.report import charts, words
 from robust_if.evaluations.report.contents import Contents, read
+from robust_if.writing import write_whole
 
 __all__ = ["render"]
 
@@ -36,12 +36,8 @@ def render(directory: Path) -> Path:
     """
     directory = Path(directory)
     page = html(read(directory))
-    path, unfinished = directory / "report.html", directory / f".report.html.{os.getpid()}"
-    try:
-        unfinished.write_text(page, encoding="utf-8", errors="replace", newline="\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    path = directory / "report.html"
+    write_whole(path, page.encode("utf-8", errors="replace"))
     return path
 
 

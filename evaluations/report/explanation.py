@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from markupsafe import Markup
 
 from robust_if.evaluations.report import HERE, card, charts, render, words
 from robust_if.evaluations.report.contents import shown
+from robust_if.writing import write_whole
 
 
 def render_explanation(directory: Path) -> Path:
@@ -30,12 +30,8 @@ def render_explanation(directory: Path) -> Path:
     except ValueError as error:
         raise ValueError(f"result.json: cannot be read: {error}") from error
     page = html(result)
-    path, unfinished = directory / "report.html", directory / f".report.html.{os.getpid()}"
-    try:
-        unfinished.write_text(page, encoding="utf-8", errors="replace", newline="\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    path = directory / "report.html"
+    write_whole(path, page.encode("utf-8", errors="replace"))
     return path
 
 

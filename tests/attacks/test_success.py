@@ -105,7 +105,7 @@ def test_the_samples_that_taught_the_trigger_come_first() -> None:
     ("make", "message"),
     [
         (lambda x: AttackSuccess(x, goal_class=-1), "goal_class: expected a class number of at least 0"),
-        (lambda x: AttackSuccess(x, goal_class=5), "labels: expected classes from 0 to 2, got 5"),
+        (lambda x: AttackSuccess(x, goal_class=5), "labels: expected classes from 0 to 2, as labels or as goal_class, got some from 5 to 5"),
         (lambda x: DeltaInfluence(x, goal_class=1, transforms=()), "transforms: expected at least one harmless change"),
     ],
 )
