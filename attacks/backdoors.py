@@ -1,4 +1,9 @@
-"""Backdoors: a trigger, and a rule that says which samples carry it and under which label. One loop plants them all."""
+"""Backdoors: a trigger, and a rule that says which samples carry it and under which label. One loop plants them all.
+
+The attacks of the literature are functions that return a :class:`Backdoor` with their trigger and rule. ``goal`` is a label as it stands in the data,
+``rate`` a share of the data set unless said otherwise, sizes are in pixels, amplitudes, ``eps`` and ``bounds`` in the unit of the inputs, and
+``**rule`` are further fields of the backdoor. All raise a ``ValueError`` for numbers out of range; what does not fit the data is refused by the call.
+"""
 
 from __future__ import annotations
 

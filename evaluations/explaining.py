@@ -147,8 +147,10 @@ def explain(
         directory: where everything is written; unfinished work in it is resumed.
         estimator: of the influence.
         model: how the model is trained (``keep`` > 1 sums over checkpoints), or a trained one as a safetensors file.
+        sweep: batch size and progress.
         command: what repeats this.
         warnings: what a reader should know.
+        overwrite: whether an earlier run in ``directory`` is replaced.
 
     Returns:
         The content of ``result.json``: ``predicted``, ``true``, ``probability``, and the strongest training samples ``for`` and ``against``.

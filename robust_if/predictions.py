@@ -74,9 +74,8 @@ def log_odds(outputs: Any, labels: Tensor) -> Tensor:
     """
     logits = class_logits(outputs)
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(
-            f"labels: expected classes from 0 to {logits.shape[1] - 1}, as labels or as goal_class, got some from {int(labels.min())} to {int(labels.max())}"
-        )
+        span = f"{int(labels.min())} to {int(labels.max())}"
+        raise ValueError(f"labels: expected classes from 0 to {logits.shape[1] - 1}, as labels or as goal_class, got some from {span}")
     own = logits.gather(1, labels[:, None])
     others = logits.masked_fill(torch.zeros_like(logits, dtype=torch.bool).scatter(1, labels[:, None], True), -torch.inf)
     odds: Tensor = own[:, 0] - others.logsumexp(1)
