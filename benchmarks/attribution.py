@@ -32,7 +32,7 @@ from robust_if.attacks.targets import AdversarialLoss
 from robust_if.estimators import Estimator
 from robust_if.evaluations.attribution import lds, leave_one_out, loo_correlation
 from robust_if.evaluations.retraining import Converged, FromScratch, half_subsets, retrain
-from robust_if.fairness.targets import DemographicParity
+from robust_if.fairness.targets import FairnessGap
 from robust_if.targets import Target
 
 DATA = Path(os.environ.get("ROBUST_IF_DATA", "../shared/data"))
@@ -119,7 +119,8 @@ def halves(whole: rif.Samples, n: int) -> tuple[rif.Samples, rif.Samples]:
 
 
 def adult_targets(valid: rif.Samples) -> list[Target]:
-    return [rif.Utility(valid), DemographicParity(valid), AdversarialLoss(valid, eps=0.1)]
+    parity = FairnessGap(valid, notion="demographic_parity", temperature=1.0, smallest=1)
+    return [rif.Utility(valid), parity, AdversarialLoss(valid, eps=0.1)]
 
 
 def digits_targets(valid: rif.Samples) -> list[Target]:

@@ -36,7 +36,7 @@ from robust_if.estimators import Estimator
 from robust_if.estimators.base import Job, Result
 from robust_if.estimators.label_odds import estimate_noise
 from robust_if.evaluations.detection import detection
-from robust_if.fairness.targets import DemographicParity
+from robust_if.fairness.targets import FairnessGap
 
 DATA = Path(os.environ.get("ROBUST_IF_DATA", "../shared/data"))
 PATH = Path(__file__).parent / "results" / "fairness_poisoning.jsonl"
@@ -52,6 +52,11 @@ def draw(n: int, rng: np.random.Generator) -> rif.Samples:
     x[:, :2] += 0.55 * (s[:, None] - 0.5)
     y = x.sum(1) / np.sqrt(2) + 0.27 * rng.logistic(size=n) > 0
     return rif.Samples((torch.from_numpy(np.c_[x, s - 0.5]), torch.from_numpy(y.astype(np.int64)), torch.from_numpy(s)))
+
+
+def parity(data: rif.Samples) -> FairnessGap:
+    """The gap between the groups' mean probabilities."""
+    return FairnessGap(data, notion="demographic_parity", temperature=1.0, smallest=1)
 
 
 def fit(data: rif.Samples, penalty: float = PENALTY) -> rif.Task:
@@ -116,7 +121,7 @@ class Known(Estimator):
 
 def scores(task: rif.Task, data: rif.Samples, valid: rif.Samples, seed: int) -> dict[str, rif.Scores]:
     """Every score of the table by name."""
-    targets = {"utility": rif.Utility(valid), "parity": DemographicParity(valid), "adversarial": AdversarialLoss(valid, eps=0.1, steps=1)}
+    targets = {"utility": rif.Utility(valid), "parity": parity(valid), "adversarial": AdversarialLoss(valid, eps=0.1, steps=1)}
     exact, utility = rif.Exact("hessian", PENALTY), targets["utility"]
     influence = dict(zip(targets, rif.InnerProduct(exact).score(task, data, target=targets), strict=True))
     cosines = dict(zip(targets, rif.InnerProduct(exact, normalise="cosine").score(task, data, target=targets), strict=True))
@@ -174,7 +179,7 @@ ATTACKS: dict[str, Callable[[rif.Samples, rif.Samples, int], Poisoned[rif.Sample
     "random-flips": lambda data, _, seed: labels.uniform(data, RATE, seed=seed),
     "boundary-flips": lambda data, _, seed: labels.boundary(data, RATE, fit(data)),
     "group-flips": lambda data, _, seed: fairness.group_flips(data, RATE, seed=seed),
-    "influence-flips": lambda data, own, seed: labels.influence_chosen(data, RATE, fit(data), DemographicParity(own)),
+    "influence-flips": lambda data, own, seed: labels.influence_chosen(data, RATE, fit(data), parity(own)),
     "raa": lambda data, _, seed: fairness.anchoring(data, RATE, seed=seed, quantile=None),
     "nraa": lambda data, _, seed: fairness.anchoring(data, RATE, seed=seed, radius=1.5, quantile=None),
     "raa-feasible": lambda data, _, seed: fairness.anchoring(data, RATE, seed=seed),

@@ -5,24 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import torch
 
 from robust_if.attacks.targets import AdversarialLoss
 from robust_if.checkpoints import load_checkpoint
-from robust_if.data import Samples
 from robust_if.evaluations.problem import Problem
 from robust_if.evaluations.splits import split_off
-from robust_if.fairness.targets import DemographicParity
+from robust_if.fairness.groups import Groups, at_least_two
+from robust_if.fairness.notions import NOTIONS
+from robust_if.fairness.targets import FairnessGap, fairness_gap
 from robust_if.loading import Dataset, read
 from robust_if.targets import Target, Utility
 from robust_if.task import Task
 from robust_if.writing import write_json
 
-TARGETS = ("utility", "demographic-parity", "adversarial")
+#: The gaps between groups that classifiers have.
+GAPS = tuple(name for name in NOTIONS if name != "mean_prediction_gap")
+TARGETS = ("utility", "adversarial", *GAPS)
 
 
 @dataclass(frozen=True)
@@ -107,43 +109,49 @@ class Asked:
 
         Args:
             names: of :data:`TARGETS`.
-            sensitive: column with two values, or ``column=value`` to compare one group with all others.
-            positive: the label whose predicted probability should not depend on the sensitive feature; the last one by default.
+            sensitive: a column, several separated by commas for their intersections, or ``column=value`` to compare one group with all others.
+            positive: the label whose prediction is the benefit; the last one by default.
             eps: L∞ radius of the attack, in units of the encoded features (standard deviations).
 
         Raises:
-            ValueError: if a name is unknown or occurs twice, or what it needs is missing.
+            ValueError: if a name is unknown or occurs twice, what it needs is missing, or a gap would be measured on the training data.
         """
         made: dict[str, Callable[[], Target]] = {
             "utility": lambda: Utility(self.problem.valid),
-            "demographic-parity": lambda: self._parity(sensitive, positive),
             "adversarial": lambda: AdversarialLoss(self.problem.valid, eps=eps),
+            **{name: partial(self._gap, name, sensitive, positive) for name in GAPS},
         }
         for name in names:
             if name not in made:
                 raise ValueError(f"target: expected some of {', '.join(TARGETS)}, got {name!r}")
         if len(set(names)) < len(names) or not names:
             raise ValueError(f"target: expected each name once, got {', '.join(names) or 'none'}")
-        return [made[name]() for name in names]
+        found = [made[name]() for name in names]
+        for target in found:
+            target.check(self.problem.train)
+        return found
 
-    def _parity(self, sensitive: str | None, positive: str | None) -> Target:
+    def _gap(self, notion: str, sensitive: str | None, positive: str | None) -> FairnessGap:
         if sensitive is None:
-            raise ValueError("sensitive: demographic-parity needs a column, --sensitive sex, or one group, --sensitive race=White")
-        column, _, group = sensitive.partition("=")
-        features = self.valid.features
-        if not isinstance(features, pd.DataFrame) or column not in features:
-            known = list(features.columns) if isinstance(features, pd.DataFrame) else []
-            raise ValueError(f"sensitive: there is no column {column!r} in the validation data; the columns are {known[:20]}")
-        text = features[column].astype(str).str.strip()
-        values = sorted(text.unique())
-        if group and group not in values:
-            raise ValueError(f"sensitive: {group!r} is no value of {column!r}, which has {values[:20]}")
-        if not group and len(values) != 2:
-            raise ValueError(f"sensitive: {column!r} has {len(values)} values; compare one group with the others, --sensitive {column}={values[0]}")
+            raise ValueError(f"sensitive: {notion} needs a column, --sensitive sex, several, sex,race, or one group, race=White")
         classes = [str(each) for each in self.problem.encoder.classes]
         if positive is not None and positive not in classes:
             raise ValueError(f"positive: expected one of the labels {classes[:20]}, got {positive!r}")
-        s = torch.from_numpy((text == (group or values[1])).to_numpy().astype(np.int64))
-        assert isinstance(self.problem.valid.tensors, tuple)
-        held_out = Samples((*self.problem.valid.tensors[:2], s), self.problem.valid.ids)
-        return DemographicParity(held_out, positive=classes.index(positive) if positive is not None else len(classes) - 1)
+        label = len(classes) - 1 if positive is None else classes.index(positive)
+        return fairness_gap(notion, self.problem.valid, self._groups(sensitive), positive=label)
+
+    def _groups(self, sensitive: str) -> Groups:
+        column, _, group = sensitive.partition("=")
+        features = self.valid.features
+        known = list(features.columns) if isinstance(features, pd.DataFrame) else []
+        names = [column] if group or column in known else [name.strip() for name in column.split(",")]
+        unknown = [name for name in names if name not in known]
+        if unknown or not isinstance(features, pd.DataFrame):
+            raise ValueError(f"sensitive: there is no column {unknown[0]!r} in the validation data; the columns are {known[:20]}")
+        groups = at_least_two(Groups.of(features[names], name="sensitive"), "sensitive")
+        if not group:
+            return groups
+        values = [value for (value,) in groups.values]
+        if group not in values:
+            raise ValueError(f"sensitive: {group!r} is no value of {column!r}, which has {values[:20]}")
+        return Groups.of({column: [value if value == group else f"not {group}" for value in (values[code] for code in groups.codes)]})

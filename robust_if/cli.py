@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import robust_if
-from robust_if.commands import options, poisons
+from robust_if.commands import fairness, options, poisons, repair
 from robust_if.commands.options import (
     BatchSize,
     Damping,
@@ -299,6 +299,8 @@ def validate(
 
 app.command()(poisons.explain)
 app.command()(poisons.attack)
+app.command()(repair.repair)
+app.command()(fairness.audit)
 
 
 @app.command()

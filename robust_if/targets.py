@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -43,6 +42,10 @@ class Target(ABC):
     @abstractmethod
     def minibatch(self, size: int, generator: torch.Generator) -> Target:
         """The same target on at most ``size`` held-out samples drawn at random, for stochastic tuning."""
+
+    def check(self, train: Samples) -> None:
+        """Raise a ``ValueError`` if the target cannot be asked of a model trained on ``train``; called before any work."""
+        return
 
     def __add__(self, other: Target) -> Target:
         return Combination((1.0, 1.0), (self, other))
@@ -112,7 +115,7 @@ class Functional(Target):
         sums = [self.moments(task, params, batch).sum(0) for batch in batches(self.data, self.batch_size, _any(params))]
         return torch.stack(sums).sum(0) / len(self.data)
 
-    def minibatch(self, size: int, generator: torch.Generator) -> Self:
+    def minibatch(self, size: int, generator: torch.Generator) -> Functional:
         if size >= len(self.data):
             return self
         return replace(self, data=self.data.take(torch.randperm(len(self.data), generator=generator)[:size].numpy()))
@@ -162,6 +165,10 @@ class Combination(Target):
     def gradient(self, task: Task, params: Params) -> Params:
         parts = [target.gradient(task, params) for target in self.targets]
         return {name: torch.stack([f * part[name] for f, part in zip(self.factors, parts, strict=True)]).sum(0) for name in params}
+
+    def check(self, train: Samples) -> None:
+        for target in self.targets:
+            target.check(train)
 
     def minibatch(self, size: int, generator: torch.Generator) -> Target:
         return replace(self, targets=tuple(target.minibatch(size, generator) for target in self.targets))

@@ -10,16 +10,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from robust_if.evaluations.question import GAPS, Asked, Question
+from robust_if.fairness.targets import FairnessGap
 from test_cli import invoke, table
+
+
+def people(n: int, seed: int, wrong: int = 0) -> pd.DataFrame:
+    frame = table(n, seed, wrong).drop(columns="truth", errors="ignore")
+    frame["sex"] = np.where(np.random.default_rng(seed).uniform(size=n) < 0.5, "F", "M")
+    frame["job"] = np.array(["a", "b", "c"])[np.random.default_rng(seed + 9).integers(3, size=n)]
+    return frame
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> dict[str, Path]:
     paths = {name: tmp_path / f"{name}.csv" for name in ("train", "valid")}
-    for seed, (path, n) in enumerate(zip(paths.values(), (90, 40), strict=True)):
-        frame = table(n, seed, wrong=15 if seed == 0 else 0).drop(columns="truth", errors="ignore")
-        frame["sex"] = np.where(np.random.default_rng(seed).uniform(size=n) < 0.5, "F", "M")
-        frame.to_csv(path, index=False)
+    people(90, 0, wrong=15).to_csv(paths["train"], index=False)
+    people(40, 1).to_csv(paths["valid"], index=False)
     return paths
 
 
@@ -32,20 +39,50 @@ def columns(out: Path) -> pd.DataFrame:
     return pd.read_parquet(out / "scores.parquet")
 
 
-THREE = ("--target", "utility,demographic-parity,adversarial", "--sensitive", "sex", "--positive", "cat")
+THREE = ("--target", "utility,demographic_parity,adversarial", "--sensitive", "sex", "--positive", "cat")
 
 
 def test_score_writes_a_column_for_every_estimator_and_target(data: dict[str, Path], tmp_path: Path) -> None:
     result = invoke(*command("score", data, tmp_path / "out", "--estimator", "ip,ekfac,self-influence", *THREE))
     assert result.exit_code == 0, result.output
     frame = columns(tmp_path / "out")
-    names = ("utility", "demographic-parity", "adversarial")
+    names = ("utility", "demographic_parity", "adversarial")
     assert list(frame) == ["id", *(f"ip:{name}" for name in names), *(f"ekfac:{name}" for name in names), "self-influence"]
     assert len(frame) == 90 and set(frame["id"]) == set(pd.read_csv(data["train"])["id"])
     assert "most harmful samples by ip:utility" in result.output and "damping" in result.output
     again = invoke(*command("score", data, tmp_path / "one", "--estimator", "ekfac"))
     assert again.exit_code == 0
     assert np.corrcoef(columns(tmp_path / "one")["ekfac:utility"], frame["ekfac:utility"])[0, 1] > 0.999
+
+
+def test_gaps_of_one_column_of_intersections_and_of_one_group_against_all_others(data: dict[str, Path], tmp_path: Path) -> None:
+    valid = people(400, 1)
+    valid.to_csv(data["valid"], index=False)
+    asked = Asked.of(Question(str(data["train"]), "label", "id", valid=str(data["valid"]), model="logistic-regression"))
+    for sensitive, groups in {
+        "job": [f"job={job}" for job in "abc"],
+        "sex, job": [f"sex={sex}, job={job}" for sex in "FM" for job in "abc"],
+        "job=a": ["job=a", "job=not a"],
+    }.items():
+        targets = asked.targets(GAPS, sensitive=sensitive, positive="cat")
+        assert [target.name for target in targets] == list(GAPS)
+        for target in targets:
+            assert isinstance(target, FairnessGap) and list(target.groups) == groups
+            assert asked.problem.encoder.classes[target.positive] == "cat"
+    assert [cell.n for cell in target.cells] == [(valid["job"] == "a").sum(), (valid["job"] != "a").sum()]
+    given = ("--target", "equalized_odds,worst_group_loss", "--sensitive", "sex,job")
+    result = invoke(*command("score", data, tmp_path / "out", *given))
+    assert result.exit_code == 0, result.output
+    assert list(columns(tmp_path / "out")) == ["id", "ip:equalized_odds", "ip:worst_group_loss"]
+
+
+def test_a_gap_on_the_training_data_is_refused(data: dict[str, Path], tmp_path: Path) -> None:
+    copied = pd.read_csv(data["train"]).sample(frac=1, random_state=0)
+    copied.assign(id=np.arange(len(copied))).to_csv(data["valid"], index=False)
+    for verb in ("score", "validate"):
+        result = invoke(*command(verb, data, tmp_path / verb, "--target", "loss_gap", "--sensitive", "sex"))
+        assert result.exit_code == 2
+        assert "target: the validation data of loss_gap are the training data" in " ".join(result.output.split())
 
 
 def test_score_prints_one_object_with_json(data: dict[str, Path], tmp_path: Path) -> None:
@@ -131,13 +168,18 @@ def test_a_finished_score_is_not_computed_again_and_another_is_refused(data: dic
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--target", "fame"], "target: expected some of utility, demographic-parity, adversarial, got 'fame'"),
+        (["--target", "fame"], "target: expected some of utility, adversarial, demographic_parity, "),
+        (["--target", "demographic-parity"], "worst_group_loss, got 'demographic-parity'"),
         (["--target", "utility,utility"], "target: expected each name once"),
-        (["--target", "demographic-parity"], "sensitive: demographic-parity needs a column"),
-        (["--target", "demographic-parity", "--sensitive", "race"], "sensitive: there is no column 'race'"),
-        (["--target", "demographic-parity", "--sensitive", "height"], "values; compare one group with the others"),
-        (["--target", "demographic-parity", "--sensitive", "sex=X"], "sensitive: 'X' is no value of 'sex'"),
-        (["--target", "demographic-parity", "--sensitive", "sex", "--positive", "cow"], "positive: expected one of the labels"),
+        (["--target", "equal_opportunity"], "sensitive: equal_opportunity needs a column, --sensitive sex, several, sex,race, or one"),
+        (["--target", "loss_gap", "--sensitive", "race"], "sensitive: there is no column 'race'"),
+        (["--target", "loss_gap", "--sensitive", "sex,race"], "sensitive: there is no column 'race'"),
+        (["--target", "loss_gap", "--sensitive", "height"], "sensitive: 'height' holds measurements (40 different floats), expected groups"),
+        (["--target", "loss_gap", "--sensitive", "colour"], "of 40 values of 'colour' are missing"),
+        (["--target", "loss_gap", "--sensitive", "sex=X"], "sensitive: 'X' is no value of 'sex', which has ['F', 'M']"),
+        (["--target", "loss_gap", "--sensitive", "sex,job"], "at least 10 validation samples in every cell, but 5 of 6 have fewer: sex=F, job=a (5)"),
+        (["--target", "equal_opportunity", "--sensitive", "sex"], "join groups, give more validation data"),
+        (["--target", "loss_gap", "--sensitive", "sex", "--positive", "cow"], "positive: expected one of the labels"),
         (["--target", "adversarial", "--eps", "-1"], "eps: expected a positive number"),
         (["--estimator", "magic"], "estimator: expected some of"),
         (["--estimator", "less", "--optimizer", "sgd"], "estimator: less needs a model that is trained here by adamw"),

@@ -190,12 +190,15 @@ class Estimator(ABC):
             Scores ``(n,)`` in the order of ``samples``; a list of them, in the order of the targets, for several targets.
 
         Raises:
-            ValueError: if the estimator needs a target and none is given, two targets have one name, or the index is of another model or data.
+            ValueError: if the estimator needs a target and none is given, two targets have one name, a target is measured on the training data that
+                has to be on others, or the index is of another model or data.
         """
         begin = time.perf_counter()
         self.check(task)
         named = self._named(target)
         data = as_samples(train)
+        for each in named.values():
+            each.check(data)
         scored = data if samples is None else as_samples(samples)
         if index is not None:
             if checkpoints or samples is not None:

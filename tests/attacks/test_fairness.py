@@ -10,7 +10,7 @@ from oracles import flat, full_gradient, minimise
 from robust_if import Exact, Samples, Sweep, Task, Utility
 from robust_if.attacks import fairness
 from robust_if.attacks.feasible import FeasibleSet
-from robust_if.fairness.targets import DemographicParity
+from robust_if.fairness.targets import FairnessGap
 from robust_if.models import logistic_regression
 
 N, D, PENALTY = 160, 4, 0.02
@@ -37,7 +37,7 @@ def fit(data):
 
 
 def parity(task, data):
-    target = DemographicParity(data)
+    target = FairnessGap(data, temperature=1.0)
     return float(target.value(task, task.params()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from robust_if import (
 )
 from robust_if.attacks.targets import AdversarialLoss
 from robust_if.estimators import Combined
-from robust_if.fairness.targets import DemographicParity
+from robust_if.fairness.targets import FairnessGap
 from robust_if.targets import Target
 from robust_if.task import Batch, Params
 from unchanged import untouched
@@ -72,13 +73,18 @@ def test_ip_is_minus_the_mean_product_with_single_gradients(name: str, kind: str
     assert got.ids.tolist() == list(range(TRAIN)) and got.target == target.name
 
 
-def parity(data: Samples, size: int) -> Target:
+def gap(notion: str) -> Callable[[Samples, int], Target]:
     """The sensitive feature is whether the first number of the input is positive."""
-    x, y = data.batch(slice(None))
-    return DemographicParity(Samples((x, y, (x[:, 0] > 0).long())), batch_size=size)
+
+    def made(data: Samples, size: int) -> Target:
+        x, y = data.batch(slice(None))
+        return FairnessGap(Samples((x, y, (x[:, 0] > 0).long())), notion=notion, smallest=1, shrink=1.0, batch_size=size)
+
+    return made
 
 
-SHIPPED: dict[str, Any] = TARGETS | {"parity": parity, "adversarial": lambda data, size: AdversarialLoss(data, eps=0.1, batch_size=size)}
+FAIR: dict[str, Any] = {notion: gap(notion) for notion in ("demographic_parity", "equalized_odds", "worst_group_loss")}
+SHIPPED: dict[str, Any] = TARGETS | FAIR | {"adversarial": lambda data, size: AdversarialLoss(data, eps=0.1, batch_size=size)}
 
 
 @EVERY_ESTIMATOR

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that every reader 
 from cases import case
 from oracles import hessian, matrix, minimise, sample_gradients
 from robust_if import SAM, FlatMinima, FriendlySAM, LowPass, Plain, Samples, Sweep, Task, Tuning, Utility
-from robust_if.fairness.targets import DemographicParity
+from robust_if.fairness.targets import FairnessGap
 from robust_if.models import mlp
 from robust_if.task import Batch, Params
 from unchanged import untouched
@@ -143,7 +143,7 @@ RULES = {"plain": Plain(), "low pass": LowPass(), "sam": SAM(), "friendly sam": 
 @pytest.mark.parametrize("kind", ["utility", "parity", "both"])
 def test_every_rule_lowers_every_target_and_gives_scores(flatness: Any, kind: str) -> None:
     task, train, held_out = groups()
-    utility, parity = Utility(held_out), DemographicParity(held_out)
+    utility, parity = Utility(held_out), FairnessGap(held_out)
     target = {"utility": utility, "parity": parity, "both": utility + 0.5 * parity}[kind]
     # SAM ascends by a fixed length, which stops it short of a minimum of 0
     tuning = Tuning(steps=80, lr=0.05, batch_size=20, flatness=flatness)

@@ -1,0 +1,90 @@
+"""One step of a repair: which weights or labels change, and what that is predicted to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from robust_if.fairness.programme import choose, reweigh
+from robust_if.fairness.rounds import Array, Labels, Round, Validation
+from robust_if.targets import Target
+
+Action = Literal["remove", "reweigh", "relabel"]
+ACTIONS = ("remove", "reweigh", "relabel")
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What a step costs and may do.
+
+    Args:
+        bound: of the absolute value of every gap.
+        cost: of changing one weight by one, in units of utility.
+        max_weight: largest weight of ``"reweigh"``.
+        time_limit: seconds for a linear programme.
+    """
+
+    bound: float
+    cost: float
+    max_weight: float
+    time_limit: float
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """New weights ``(n,)`` and labels ``(n,)``, and the values of all targets that they are predicted to give."""
+
+    weights: Array
+    labels: Labels
+    predicted: dict[str, float]
+
+    def size(self, now: Round) -> float:
+        """Sum of the changes of weight, and number of changed labels, since a round."""
+        return float(np.abs(self.weights - now.weights).sum() + (self.labels != now.labels).sum())
+
+
+def step(action: Action, now: Round, valid: Validation, terms: Terms, *, region: float, scale: float) -> Step | None:
+    """The step from a round, ``None`` if no sample helps.
+
+    Args:
+        region: trust region, the largest sum of changes of weight, or number of changed labels.
+        scale: of scores that only rank.
+    """
+    targets, m = list(valid.targets.values()), len(valid.contrasts)
+    gaps = valid.present(now)
+    weights, labels = now.weights, now.labels
+    limits = {"bound": terms.bound, "budget": region, "time_limit": terms.time_limit}
+    if action == "reweigh":
+        scores = scale * now.fitted.scores(targets)
+        options = {"cost": terms.cost, "max_weight": terms.max_weight, **limits}
+        change = -reweigh(weights, gaps, scores[:, :m], scores[:, -1], **options).change
+        weights = np.clip(weights - change, 0, terms.max_weight)
+    elif action == "remove":
+        scores = scale * now.fitted.scores(targets)
+        whole = weights[:, None] * scores
+        change = weights * choose(gaps, whole[:, :m], weights * terms.cost - whole[:, -1], **limits)
+        weights = weights - change
+    else:
+        others = _suggested(now, valid, gaps)
+        scores = scale * now.fitted.flips(targets, others)
+        change = choose(gaps, scores[:, :m], terms.cost - scores[:, -1], **limits).astype(np.float64)
+        labels = np.where(change > 0, others, labels)
+    if not change.any():
+        return None
+    return Step(weights, labels, {name: now.verified[name] - float(change @ scores[:, at]) for at, name in enumerate(valid.targets)})
+
+
+def _suggested(now: Round, valid: Validation, gaps: Array) -> Labels:
+    """Of the other classes, the one that lowers the worst gap and utility together most, ``(n,)``."""
+    classes = int(max(now.labels.max(), valid.samples.batch(slice(None))[1].max())) + 1
+    others = [(now.labels + shift) % classes for shift in range(1, classes)]
+    if len(others) == 1:
+        return np.asarray(others[0])
+    targets: list[Target] = [valid.utility]
+    if len(gaps):
+        worst = int(np.abs(gaps).argmax())
+        targets.append(float(np.sign(gaps[worst])) * list(valid.contrasts.values())[worst])
+    gains = np.stack([now.fitted.flips(targets, each).sum(1) for each in others])
+    return np.asarray(np.stack(others)[gains.argmax(0), np.arange(len(now.labels))])
