@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.tree import DecisionTreeClassifier
 
 from robust_if.evaluations.previews import preview
 from robust_if.fairness.learners import Learner
 from robust_if.fairness.logistic import Logistic
 from robust_if.fairness.patterns import Pattern, find_patterns
-from robust_if.fairness.predicates import Mask, Predicate, in_words, is_number, predicates_of
+from robust_if.fairness.predicates import Mask, is_number
 from robust_if.fairness.repair import Repair
 from robust_if.fairness.rounds import Round
 from robust_if.fairness.targets import FairnessGap
+from robust_if.fairness.tree import tree_summary
 from robust_if.loading import Dataset
 
 #: Values of a category beyond which a column is free text or an identifier, and no kind is named after it.
@@ -27,7 +26,6 @@ KINDS, DEPTH, SHOWN = 5, 2, 6
 EXPLAINED = 0.03
 #: A leaf of the tree holds at least this share of the samples, and at least so many.
 LEAF, FEWEST = 0.01, 10
-_OPPOSITE: dict[str, Literal["≠", "<", "≥"]] = {"=": "≠", "≥": "<", "<": "≥"}
 
 
 def readable(data: Dataset) -> pd.DataFrame:
@@ -85,44 +83,11 @@ def _pattern(found: Pattern, calibrated: bool) -> dict[str, Any]:
 
 
 def _leaves(mask: Mask, table: pd.DataFrame) -> list[dict[str, Any]]:
-    n, smallest = len(mask), max(FEWEST, int(LEAF * len(mask)))
-    predicates, rows = predicates_of(table, smallest=min(smallest, n // 4))
-    if not predicates:
-        return []
-    tree = DecisionTreeClassifier(max_depth=DEPTH + 1, min_samples_leaf=min(smallest, n // 4) or 1, random_state=0).fit(rows.T, mask)
-    found: list[dict[str, Any]] = []
-    at = tree.apply(rows.T)
-    for leaf, path in _paths(tree, predicates, table):
-        inside = at == leaf
-        share = float(mask[inside].mean())
-        if share > mask.mean():
-            found.append({"words": in_words(path), "n": int(inside.sum()), "changed": int(mask[inside].sum()), "share": share})
-    return sorted(found, key=lambda each: -int(each["changed"]))[:KINDS]
-
-
-def _paths(tree: DecisionTreeClassifier, predicates: Sequence[Predicate], table: pd.DataFrame) -> list[tuple[int, list[Predicate]]]:
-    """Every leaf with the conditions on the way to it."""
-    inner, found = tree.tree_, []
-    waiting: list[tuple[int, list[Predicate]]] = [(0, [])]
-    while waiting:
-        node, path = waiting.pop()
-        if inner.children_left[node] < 0:
-            found.append((node, path))
-            continue
-        yes = predicates[inner.feature[node]]
-        waiting.append((int(inner.children_left[node]), [*path, *_opposite(yes, table)]))
-        waiting.append((int(inner.children_right[node]), [*path, yes]))
-    return found
-
-
-def _opposite(each: Predicate, table: pd.DataFrame) -> list[Predicate]:
-    """What holds where a condition does not: of two values the other one; nothing is said of values that are not missing."""
-    if each.relation == "missing":
-        return []
-    others = [] if each.relation != "=" or table[each.column].isna().any() else sorted(set(table[each.column].astype(str)) - {each.value})
-    if len(others) == 1:
-        return [Predicate(each.column, "=", others[0])]
-    return [Predicate(each.column, _OPPOSITE[each.relation], each.value)]
+    n = len(mask)
+    smallest = min(max(FEWEST, int(LEAF * n)), n // 4) / n
+    leaves = tree_summary(mask, table, depth=DEPTH + 1, smallest=smallest).leaves if smallest else ()
+    kinds = sorted((leaf for leaf in leaves if leaf.mean > mask.mean()), key=lambda leaf: -leaf.total)[:KINDS]
+    return [{"words": leaf.words, "n": leaf.n, "changed": round(leaf.total), "share": leaf.mean} for leaf in kinds]
 
 
 def _plain(value: Any) -> Any:

@@ -6,8 +6,9 @@ here is approximated but the first order itself, and a test compares it with the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -211,5 +212,8 @@ def logistic_loss(outputs: Tensor, batch: Batch) -> Tensor:
 
 
 def _in_one_batch(target: Target) -> Target:
-    """The same target evaluated at once, which for a linear model costs less than going through it in parts."""
-    return replace(target, batch_size=len(target.data)) if isinstance(target, Functional) else target
+    """The same target evaluated at once, which for a linear model costs less than going through it in parts; what it has cached stays."""
+    if isinstance(target, Functional):
+        target = copy.copy(target)
+        object.__setattr__(target, "batch_size", len(target.data))
+    return target

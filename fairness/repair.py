@@ -33,7 +33,7 @@ class Repair:
     Args:
         rounds: the training data as given, and after every kept step.
         chosen: which of them the validation data chose.
-        unmet: what could not be reached, in words; empty if all gaps are within their bound.
+        unmet: what could not be reached, in words; empty if all gaps are within their bound, and the model still tells the classes apart.
     """
 
     rounds: tuple[Round, ...]
@@ -164,10 +164,13 @@ def _choose(kept: Sequence[Round], valid: Validation, bound: float, loss: float 
     worst = [_worst(found, valid) for found in kept]
     allowed = [at for at, found in enumerate(kept) if found.accuracy >= least]
     chosen = min(allowed, key=lambda at: (max(worst[at] - bound, 0.0), -kept[at].accuracy))
-    if worst[chosen] <= bound:
-        return chosen, ""
-    names, limit = " and ".join(gap.notion for gap in valid.gaps), "" if loss is None else f" at an accuracy loss of at most {loss:g}"
-    return chosen, f"{names} within {bound:g} cannot be met{limit}: the best found on validation data is {worst[chosen]:.4f}, from {worst[0]:.4f}"
+    unmet = []
+    if worst[chosen] > bound:
+        names, limit = " and ".join(gap.notion for gap in valid.gaps), "" if loss is None else f" at an accuracy loss of at most {loss:g}"
+        unmet.append(f"{names} within {bound:g} cannot be met{limit}: the best found on validation data is {worst[chosen]:.4f}, from {worst[0]:.4f}")
+    if len(np.unique(kept[chosen].decisions)) < 2:
+        unmet.append("the model decides for one class only, which is equal for all groups and of no use")
+    return chosen, "; ".join(unmet)
 
 
 def _check(

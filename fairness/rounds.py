@@ -68,6 +68,7 @@ class Round:
         verified: the same by the refitted model.
         hard: contrasts and watched notions by hard decisions, signed where two groups are compared.
         accuracy: of hard decisions.
+        decisions: hard decisions for the validation samples.
         fitted: the model.
     """
 
@@ -77,6 +78,7 @@ class Round:
     verified: Mapping[str, float]
     hard: Mapping[str, float]
     accuracy: float
+    decisions: Labels = field(repr=False)
     fitted: Fitted = field(repr=False)
 
 
@@ -145,7 +147,7 @@ class Validation:
         decided = torch.from_numpy(self.judge(weights, labels)) if self.judge else decisions(fitted.task, self.samples)
         hard = {name: _hard(target, decided, verified[name]) for name, target in {**self.contrasts, **self.watched}.items()}
         accuracy = float((decided == self.samples.batch(slice(None))[1]).double().mean())
-        return Round(weights, labels, predicted or verified, verified, hard, accuracy, fitted)
+        return Round(weights, labels, predicted or verified, verified, hard, accuracy, decided.numpy(), fitted)
 
 
 def decisions(task: Task, samples: Samples, batch_size: int = 4096) -> Tensor:

@@ -50,7 +50,7 @@ from robust_if.evaluations.attack_files import read_inputs
 from robust_if.evaluations.digits import digits
 from robust_if.evaluations.plan import Plan, Suspicion
 from robust_if.evaluations.question import Asked, Question
-from robust_if.evaluations.report.explanation import remake
+from robust_if.evaluations.report.remade import remake
 from robust_if.evaluations.scenario import detectors, run
 from robust_if.loading import read
 from robust_if.sweep import Sweep

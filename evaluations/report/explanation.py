@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from robust_if.evaluations.report import HERE, card, charts, render, words
+from robust_if.evaluations.report import HERE, card, charts, words
 from robust_if.evaluations.report.contents import shown
 from robust_if.writing import write_whole
 
@@ -33,20 +33,6 @@ def render_explanation(directory: Path) -> Path:
     path = directory / "report.html"
     write_whole(path, page.encode("utf-8", errors="replace"))
     return path
-
-
-def remake(directory: Path) -> Path:
-    """The path of ``report.html``, made anew from what ``robust-if explain`` or ``robust-if detect`` wrote into ``directory``.
-
-    Raises:
-        FileNotFoundError: if the directory or one of its files is missing.
-        ValueError: if a file is malformed.
-    """
-    try:
-        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return render(directory)  # which says what is wrong
-    return render_explanation(directory) if isinstance(result, dict) and result.get("explanation") is True else render(directory)
 
 
 def html(result: dict[str, Any]) -> str:

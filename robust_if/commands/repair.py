@@ -117,13 +117,16 @@ def repair(
 def tables(result: Mapping[str, Any]) -> list[Table]:
     """The result for a terminal: all metrics, the groups, and who was changed."""
     sign = f" (positive: {result['positive_sign'][0]} higher)" if result["positive_sign"] else ""
-    metrics = Table(title=escape(f"Metrics in %, gaps in points{sign}"), title_justify="left")
-    for heading in ("metric", "test before", "test after", "predicted", "verified", "valid. before", "valid. after"):
-        metrics.add_column(heading, justify="left" if heading == "metric" else "right")
+    metrics = Table(title=escape(f"Metrics in %, gaps in points{sign}"), title_justify="left", padding=0)
+    metrics.add_column("metric", no_wrap=True)
+    for heading in ("test before", "test after", "predicted", "verified", "valid. before", "valid. after"):
+        metrics.add_column(heading, justify="right")
     for row in result["metrics"]:
         inside = [_points(row["validation"][key]) for key in ("predicted", "verified", "before", "after")]
         mark = ("*" if row["target"] else "") + {"clearly": "!", "perhaps": "?"}.get(row["worse"], "")
-        metrics.add_row(NAMES[row["name"]][0] + mark, *(escape(_interval(row[when])) for when in ("before", "after")), *inside)
+        metrics.add_row(
+            NAMES[row["name"]][0].replace("rate parity", "rate") + mark, *(escape(_interval(row[when])) for when in ("before", "after")), *inside
+        )
     metrics.caption = "* repaired; ! worse; ? perhaps worse; predicted and verified: with a soft threshold, on validation data"
     metrics.caption_justify = "left"
     groups = Table(title=f"Groups on test data, in %: before → after ({escape(result['bars_of'])} is positive)", title_justify="left")

@@ -236,7 +236,7 @@ def test_the_judge_decides_which_round_is_chosen(best: int) -> None:
     judge = Judge(best)
     found = repair(learner(), gap(), rounds=4, judge=judge)
     assert len(judge.calls) == len(found.rounds) == best  # it is fair then
-    assert found.chosen == best - 1 and found.unmet == "" and abs(found.best.hard["demographic_parity"]) < 1e-12
+    assert found.chosen == best - 1 and "cannot be met" not in found.unmet and abs(found.best.hard["demographic_parity"]) < 1e-12
     assert all(abs(each.hard["demographic_parity"] - 1) < 1e-12 for each in found.rounds[:-1])
     assert found.best.accuracy == draw(1)[1].mean()
     for round_ in found.rounds:
