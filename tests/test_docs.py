@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -39,6 +40,7 @@ def test_the_readme_example_runs() -> None:
     y = (x[:, 0] > 0).long()
     model = torch.nn.Linear(4, 2).eval()
     given = {"model": model, "train": (x[:400], y[:400]), "valid": (x[400:], y[400:]), "odd_inputs": x[:5], "labels": y[:400]}
+    given |= {"X": x.numpy(), "y": y.numpy(), "sex": np.where(x[:, 1] > 0, "m", "f"), "X_new": x[:9].numpy()}
     names = run_blocks(ROOT / "README.md", given)
     assert len(set(names["worst"])) == 100
     assert names["weights"].sum() == 360
@@ -93,6 +95,27 @@ def test_the_page_on_poisons_finds_the_poison(capsys: pytest.CaptureFixture[str]
     right, wrong = (np.array([detection(names["asked"][name], poison).auroc for name in part]) for part in np.split(np.array([*names["asked"]]), 2))
     assert (right > 0.98).all() and (wrong < 0.95).all()  # which question is asked decides everything
     assert capsys.readouterr().out.count("AUROC") == 5
+
+
+def test_the_page_on_fairness_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    draw = np.random.default_rng(0)
+    n = 1200
+    male, skill, age = draw.random(n) < 0.6, draw.normal(size=n), draw.integers(18, 70, size=n)
+    y = torch.from_numpy((skill + 1.2 * male + 0.5 * draw.normal(size=n) > 0.5).astype(np.int64))
+    sex, city = np.where(male, "m", "f"), np.where(age % 2, "A", "B")
+    x = torch.from_numpy(np.column_stack([skill, male, (age - 44) / 15])).double()
+    frame = pd.DataFrame({"skill": skill, "sex": sex, "age": age})
+    train, valid = slice(0, 600), slice(600, n)
+    task = rif.Task(torch.nn.Linear(3, 2).double().eval())
+    given = {
+        "rif": rif, "task": task, "x": x[train], "y": y[train], "x_valid": x[valid], "y_valid": y[valid], "sex_valid": sex[valid],
+        "city_valid": city[valid], "predicted": (skill > 0)[valid].astype(int), "table": frame[train], "frame": frame[train],
+        "frame_valid": frame[valid], "income": y[train].numpy(), "income_valid": y[valid].numpy(), "sex": sex[train],
+    }  # fmt: skip
+    names = run_blocks(ROOT / "docs" / "fairness.md", given)
+    first, best = names["found"].rounds[0], names["found"].best
+    assert abs(best.hard["true_positive_rate_parity"]) < 0.05 < abs(first.hard["true_positive_rate_parity"])
+    assert "sex = m" in capsys.readouterr().out and np.isnan(names["harm"]).mean() == 0.25
 
 
 @pytest.mark.parametrize("name", rif.__all__)
