@@ -111,6 +111,7 @@ def repair(
     terms = Terms(bound, cost / n, max_weight, time_limit)
     now = valid.look(learner.fit(weights, labels), weights, labels)
     kept, region, scale = [now], budget * n, 1.0
+    least = -np.inf if max_accuracy_loss is None else now.accuracy - max_accuracy_loss
     for _ in progress(range(rounds), f"repair by {action}"):
         found = step(action, now, valid, terms, region=region, scale=scale)
         if found is None or (judge and gaps and _worst(now, valid) <= bound):
@@ -121,7 +122,8 @@ def repair(
             scale *= 1.0 if now.fitted.calibrated else _realised(now, tried)
             gain = _merit(now, kept[0], valid, terms) - _merit(tried, kept[0], valid, terms)
             # the decisions of another model move in jumps that no step can promise; validation data choose among them at the end
-            if (judge or gain >= WORTH / patience) and not _overshoots(tried, kept[0], valid, bound):
+            worth = judge is not None or gain >= WORTH / patience
+            if worth and tried.accuracy >= least and not _overshoots(tried, kept[0], valid, bound):
                 kept.append(tried)
                 now = tried
                 continue
@@ -159,11 +161,9 @@ def _realised(now: Round, tried: Round) -> float:
 
 
 def _choose(kept: Sequence[Round], valid: Validation, bound: float, loss: float | None) -> tuple[int, str]:
-    """Among the rounds that lose no more accuracy than allowed, the one with the smallest gap beyond the bound, then the highest accuracy."""
-    least = -np.inf if loss is None else kept[0].accuracy - loss
+    """The round with the smallest gap beyond the bound, then the highest accuracy; and what is not met."""
     worst = [_worst(found, valid) for found in kept]
-    allowed = [at for at, found in enumerate(kept) if found.accuracy >= least]
-    chosen = min(allowed, key=lambda at: (max(worst[at] - bound, 0.0), -kept[at].accuracy))
+    chosen = min(range(len(kept)), key=lambda at: (max(worst[at] - bound, 0.0), -kept[at].accuracy))
     unmet = []
     if worst[chosen] > bound:
         names, limit = " and ".join(gap.notion for gap in valid.gaps), "" if loss is None else f" at an accuracy loss of at most {loss:g}"

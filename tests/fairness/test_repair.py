@@ -110,13 +110,14 @@ def test_a_repair_helps_on_samples_that_it_has_not_seen() -> None:
 @pytest.mark.parametrize("action", ACTIONS)
 def test_no_more_accuracy_is_lost_than_allowed(action: Any) -> None:
     whole = repair(learner(), gap(), action, rounds=5)
+    first = whole.rounds[0]
     for loss in (0.0, 0.01, 1.0):
-        limited = repair(learner(), gap(), action, max_accuracy_loss=loss, rounds=5)
-        assert len(limited.rounds) == len(whole.rounds) and limited.rounds[0].accuracy - limited.best.accuracy <= loss
-        allowed = [abs(each.hard["demographic_parity"]) for each in whole.rounds if each.accuracy >= whole.rounds[0].accuracy - loss]
-        assert max(abs(limited.best.hard["demographic_parity"]), 0.005) == max(min(allowed), 0.005)
-        assert bool(limited.unmet) == (min(allowed) > 0.005)
-    assert limited.chosen == whole.chosen
+        limited = repair(learner(), gap(), action, max_accuracy_loss=loss, rounds=8)
+        assert all(first.accuracy - each.accuracy <= loss + 1e-12 for each in limited.rounds)
+        # smaller steps come nearer to the limit than the rounds without one
+        allowed = min(abs(each.hard["demographic_parity"]) for each in whole.rounds if each.accuracy >= first.accuracy - loss)
+        reached = abs(limited.best.hard["demographic_parity"])
+        assert max(reached, 0.005) <= max(allowed, 0.005) and bool(limited.unmet) == (reached > 0.005)
 
 
 def test_what_accuracy_costs_is_said() -> None:
