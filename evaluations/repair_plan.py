@@ -35,6 +35,7 @@ class RepairPlan:
         estimator: scores the samples; the exact inverse Hessian in closed form, and the inner product of gradients elsewhere, by default.
         penalty: L2 penalty of the closed form, the inverse of scikit-learn's ``C``.
         rounds: steps that are tried at most.
+        cost: price of changing every weight by one, in units of utility: the higher, the fewer samples are changed.
         repeats: trainings from scratch with different seeds that confirm another model.
         smallest: groups with fewer samples are warned of.
         seed: of everything random.
@@ -59,6 +60,7 @@ class RepairPlan:
     estimator: Estimator | None = None
     penalty: float = 1.0
     rounds: int = 10
+    cost: float = 0.05
     repeats: int = 3
     smallest: int = 30
     seed: int = 0

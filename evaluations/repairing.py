@@ -66,7 +66,7 @@ def run(plan: RepairPlan, directory: Path, *, progress: Progress = silent, overw
     try:
         found = repair(
             prepared.learner, prepared.gaps, plan.action, bound=plan.bound, max_accuracy_loss=plan.max_accuracy_loss, rounds=plan.rounds,
-            progress=progress,
+            cost=plan.cost, progress=progress,
         )  # fmt: skip
         rounds = [decisions(each.fitted.task, prepared.test).numpy() for each in found.rounds]
         before, after = [rounds[0]], [rounds[found.chosen]]
@@ -184,7 +184,7 @@ class Prepared:
             "without_sensitive": plan.without_sensitive, "n_train": len(plan.train), "n_valid": len(plan.valid), "n_test": len(plan.test),
             "command": plan.command, "settings": {
                 "penalty": plan.penalty if closed else None, "recipe": None if closed else repr(plan.recipe), "rounds": plan.rounds,
-                "repeats": None if closed else plan.repeats, "smallest": plan.smallest, "seed": plan.seed,
+                "cost": plan.cost, "repeats": None if closed else plan.repeats, "smallest": plan.smallest, "seed": plan.seed,
             },
         }  # fmt: skip
 

@@ -56,6 +56,7 @@ class _InfluenceRepair(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         positive: Any = None,
         rounds: int = 10,
         budget: float = 0.05,
+        cost: float = 0.05,
         validation_fraction: float = 0.25,
         surrogate: Any = None,
         C: float = 1.0,
@@ -70,6 +71,7 @@ class _InfluenceRepair(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.positive = positive
         self.rounds = rounds
         self.budget = budget
+        self.cost = cost
         self.validation_fraction = validation_fraction
         self.surrogate = surrogate
         self.C = C
@@ -130,6 +132,7 @@ class _InfluenceRepair(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             max_accuracy_loss=self.max_accuracy_loss,
             utility=None if gaps else stand_in.targets[0],
             rounds=self.rounds,
+            cost=self.cost,
             budget=self.budget,
             judge=None if self.estimator is None else judge,
         )
@@ -199,6 +202,7 @@ class InfluenceReweigh(_InfluenceRepair):
         positive: the label whose prediction is the benefit; the last one by default.
         rounds: at most so many refits.
         budget: trust region of the first rounds, as a share of all training rows.
+        cost: price of changing every weight by one, in units of accuracy: the higher, the fewer rows are changed.
         validation_fraction: share of the rows that is held out, the same of every label and group.
         surrogate: a transformer that makes the numbers that the logistic regression sees; by default
             :class:`~robust_if.fairness.tables.TableEncoder`.

@@ -72,6 +72,7 @@ def repair(
     estimator: Annotated[
         str | None, typer.Option(help="A name, see `robust-if estimators`; by default exact in closed form, and ip for other models.")
     ] = None,
+    cost: Annotated[float, typer.Option(help="Of changing data, in units of accuracy: at 1 about a third as many samples change as at 0.05.")] = 0.05,
     rounds: Annotated[int, typer.Option(help="Steps that are tried at most; after each the model is fitted again.")] = 10,
     epochs: Epochs = None,
     lr: Rate = None,
@@ -97,7 +98,7 @@ def repair(
             bound, max_accuracy_loss, tuple(options.names(control)), positive, without_sensitive, name,
             options.recipe(name, len(train), epochs, lr, optimizer, batch_size, seed),
             None if estimator is None else options.one(options.estimators(estimator, seed, None))[0],
-            penalty, rounds, repeats, smallest, seed, f"Repairing {data.name}", shlex.join(["robust-if", *sys.argv[1:]]), warnings, whole,
+            penalty, rounds, cost, repeats, smallest, seed, f"Repairing {data.name}", shlex.join(["robust-if", *sys.argv[1:]]), warnings, whole,
         )  # fmt: skip
         options.logs(as_json, (), logging.WARNING)
         result = repairing.run(plan, out_dir, progress=options.progress, overwrite=overwrite)
