@@ -8,17 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from robust_if.evaluations.report import charts, words
 from robust_if.evaluations.report.contents import Contents, read
+from robust_if.evaluations.report.pages import HERE, filled
 from robust_if.writing import write_whole
 
 __all__ = ["render"]
 
-HERE = Path(__file__).parent
 SHOWN = 24
 FIELDS = 10
 LONG_TEXT = 420
@@ -43,11 +42,10 @@ def render(directory: Path) -> Path:
 
 def html(contents: Contents) -> str:
     """The whole page. Every value from the data is escaped by the template; only this package's own styles and scripts and plotly.js are not."""
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": words.number, "spoken": words.spoken}
     scripts = [get_plotlyjs().replace("\r\n", "\n"), (HERE / "page.js").read_text(encoding="utf-8")]
     figures = _charts(contents)
-    return environment.get_template("page.html.j2").render(
+    return filled(
+        "page.html.j2",
         **{name: value for name, value in contents.result.items() if name not in ("attack", "filter")},
         headline=words.headline(contents),
         findings=words.findings(contents),
@@ -66,7 +64,6 @@ def html(contents: Contents) -> str:
         harmful=[card(entry) for entry in contents.harmful[:SHOWN]],
         shown=SHOWN,
         series=[{"colour": f"series-{i % 6}", "dash": _dashes(charts.DASHES[(i + i // 6) % 6])} for i in range(contents.scores.shape[1])],
-        colours=charts.COLOURS,
         charts=figures,
         embedded={
             "figures": {name: chart.figure for name, chart in figures.items()},
@@ -74,7 +71,6 @@ def html(contents: Contents) -> str:
             "notes": {name: chart.note for name, chart in figures.items()},
             "colours": list(charts.COLOURS.values()),
         },
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704  (this package's own file)
         scripts=[Markup(script) for script in scripts],  # noqa: S704  (plotly.js and this package's own file)
         script_hashes=[_hash(script) for script in scripts],
     )

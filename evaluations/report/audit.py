@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from robust_if.evaluations.report import HERE, charts, words
-from robust_if.writing import write_whole
+from robust_if.evaluations.report import words
+from robust_if.evaluations.report.pages import filled, require, write_page
 
 #: What is drawn: heading, and what the rate is.
 PANELS = {
@@ -45,13 +41,7 @@ def render_audit(directory: Path) -> Path:
         FileNotFoundError: if the file is missing.
         ValueError: if it is malformed; nothing is written then.
     """
-    try:
-        result = json.loads((directory / "audit.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"audit.json: cannot be read: {error}") from error
-    path = directory / "audit.html"
-    write_whole(path, html(result).encode("utf-8", errors="replace"))
-    return path
+    return write_page(directory, html, source="audit.json", page="audit.html")
 
 
 def html(result: dict[str, Any]) -> str:
@@ -61,13 +51,10 @@ def html(result: dict[str, Any]) -> str:
         ValueError: if a field is missing.
     """
     needed = ("data", "n", "positive", "accuracy", "level", "rates", "gaps", "warnings", "command", "prediction", "model", "settings")
-    missing = [name for name in needed if name not in result] if isinstance(result, dict) else list(needed)
-    if missing:
-        raise ValueError(f"audit.json: missing the fields {missing}; expected what `robust-if audit` writes")
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": words.number}
+    require(result, needed, "audit.json", "audit")
     parts = [_part(result, *key) for key in dict.fromkeys((row["positive"], row["stratum"], row["features"]) for row in result["gaps"])]
-    return environment.get_template("audit.html.j2").render(
+    return filled(
+        "audit.html.j2",
         result=result,
         title=f"How {result['data'].replace(chr(92), '/').rpartition('/')[2]} is treated by group",
         headline=_headline(parts),
@@ -75,8 +62,6 @@ def html(result: dict[str, Any]) -> str:
         parts=parts,
         names=NAMES,
         level=words.percent(result["level"], 0),
-        colours=charts.COLOURS,
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704  (this package's own file)
     )
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from robust_if.evaluations.report import HERE, card, charts, words
+from robust_if.evaluations.report import card, words
 from robust_if.evaluations.report.contents import shown
-from robust_if.writing import write_whole
+from robust_if.evaluations.report.pages import filled, require, write_page
 
 
 def render_explanation(directory: Path) -> Path:
@@ -24,15 +20,7 @@ def render_explanation(directory: Path) -> Path:
         FileNotFoundError: if the file is missing.
         ValueError: if it is malformed; nothing is written then.
     """
-    source = directory / "result.json"
-    try:
-        result = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"result.json: cannot be read: {error}") from error
-    page = html(result)
-    path = directory / "report.html"
-    write_whole(path, page.encode("utf-8", errors="replace"))
-    return path
+    return write_page(directory, html)
 
 
 def html(result: dict[str, Any]) -> str:
@@ -42,22 +30,17 @@ def html(result: dict[str, Any]) -> str:
         ValueError: if a field is missing, or an image is not a PNG.
     """
     needed = ("id", "among", "true", "predicted", "probability", "sample", "for", "against", "estimator", "kind", "command")
-    missing = [name for name in needed if name not in result] if isinstance(result, dict) else list(needed)
-    if missing:
-        raise ValueError(f"result.json: missing the fields {missing}; expected what `robust-if explain` writes")
+    require(result, needed, "result.json", "explain")
     asked = {"id": result["id"], "label": result["true"], "score": 0.0, **result["sample"]}
     sides = {name: [card(shown(entry, f"result.json: {name}[{i}]", ())) for i, entry in enumerate(result[name])] for name in ("for", "against")}
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": words.number}
     said, chance = words.number(result["predicted"]), words.percent(result["probability"])
-    return environment.get_template("explanation.html.j2").render(
+    return filled(
+        "explanation.html.j2",
         result=result,
         title=f"Why the model says {said}",
         headline=f"The model says “{said}” with a probability of {chance}{_verdict(result)}",
         sample=card(shown(asked, "result.json: sample", ())),
         sides=sides,
-        colours=charts.COLOURS,
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704  (this package's own file)
     )
 
 

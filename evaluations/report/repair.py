@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from robust_if.evaluations.report import HERE, card, charts, words
+from robust_if.evaluations.report import card, words
 from robust_if.evaluations.report.contents import shown
-from robust_if.writing import write_whole
+from robust_if.evaluations.report.pages import filled, require, write_page
 
 NAMES = {
     "accuracy": ("Accuracy", "right predictions"),
@@ -52,13 +48,7 @@ def render_repair(directory: Path) -> Path:
         FileNotFoundError: if the file is missing.
         ValueError: if it is malformed; nothing is written then.
     """
-    try:
-        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"result.json: cannot be read: {error}") from error
-    path = directory / "report.html"
-    write_whole(path, html(result).encode("utf-8", errors="replace"))
-    return path
+    return write_page(directory, html)
 
 
 def html(result: dict[str, Any]) -> str:
@@ -67,14 +57,11 @@ def html(result: dict[str, Any]) -> str:
     Raises:
         ValueError: if a field is missing.
     """
-    missing = [name for name in _NEEDED if name not in result] if isinstance(result, dict) else list(_NEEDED)
-    if missing:
-        raise ValueError(f"result.json: missing the fields {missing}; expected what `robust-if repair` writes")
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": words.number, "percent": words.percent}
+    require(result, _NEEDED, "result.json", "repair")
     samples = [card({**shown(each, f"result.json: collect[{at}]", ()), "suggested": None}) for at, each in enumerate(result["collect"]["samples"])]
     kinds = [*result["harmful"], *result["collect"]["kinds"]]
-    return environment.get_template("repair.html.j2").render(
+    return filled(
+        "repair.html.j2",
         result=result,
         headline=verdict(result, intervals=False),
         findings=findings(result),
@@ -85,8 +72,6 @@ def html(result: dict[str, Any]) -> str:
         few=result["settings"]["smallest"],
         samples=samples,
         unknown=[key for key in ("predicted", "verified") if all(each[key] is None for each in kinds)],
-        colours=charts.COLOURS,
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704  (this package's own file)
     )
 
 
