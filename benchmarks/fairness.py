@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -81,6 +82,16 @@ def repaired(problem: Problem, notion: str, *, action: Any, estimator: Estimator
         yield Predictor(f"bound {bound:g}", predicting(model), touched=int(found.touched.sum()), **clock.seconds())
 
 
+def half_held_out(problem: Problem, notion: str, *, action: Any) -> Iterator[Predictor]:
+    """One repair for which training and validation samples are divided anew, in halves; that leaves none to choose points by."""
+    split, clock = problem.split, Clock()
+    both = Part(*(np.concatenate([getattr(part, name) for part in (split.train, split.valid)]) for name in "xys"))
+    first, second = np.array_split(np.random.default_rng(split.seed).permutation(len(both)), 2)
+    divided = replace(problem, split=replace(split, train=both.take(first), valid=both.take(second)))
+    found = clock.lap(partial(repaired_once, divided, notion, action, None))
+    yield Predictor("bound 0.005", predicting(found.fitted), touched=int(found.touched.sum()), **clock.seconds())
+
+
 def ranked(problem: Problem, notion: str, *, estimator: Estimator, relabel: bool = False) -> Iterator[Predictor]:
     """The top shares of one scoring removed or relabelled: for scores without a sign, which no repair can balance against each other."""
     split, clock = problem.split, Clock()
@@ -115,6 +126,8 @@ OURS: dict[str, Method] = {
         for action in ("remove", "reweigh", "relabel")
         for name, estimator in ESTIMATORS.items()
     },
+    "remove, half held out": partial(half_held_out, action="remove"),
+    "reweigh, half held out": partial(half_held_out, action="reweigh"),
     "remove, flat minimum": partial(ranked, estimator=FLAT),
     "relabel, flat minimum": partial(ranked, estimator=FLAT, relabel=True),
 }

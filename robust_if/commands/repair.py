@@ -64,7 +64,7 @@ def repair(
     ] = False,
     smallest: Annotated[int, typer.Option(help="Groups with fewer samples are warned of.")] = 30,
     valid: Valid = None,
-    valid_fraction: ValidFraction = 0.2,
+    valid_fraction: ValidFraction = 0.4,
     test: Test = None,
     test_fraction: TestFraction = 0.2,
     model: Model = None,
