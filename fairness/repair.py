@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from robust_if.fairness.learners import Fitted, Learner
 from robust_if.fairness.rounds import Array, Judge, Labels, Round, Validation
-from robust_if.fairness.steps import ACTIONS, Action, Terms, step
+from robust_if.fairness.steps import ACTIONS, Action, Effects, Terms, step
 from robust_if.fairness.targets import FairnessGap
 from robust_if.sweep import Progress, silent
 from robust_if.targets import Target
@@ -112,23 +112,24 @@ def repair(
     now = valid.look(learner.fit(weights, labels), weights, labels)
     kept, region, scale = [now], budget * n, 1.0
     least = -np.inf if max_accuracy_loss is None else now.accuracy - max_accuracy_loss
+    effects = Effects.of(action, now, valid)
     for _ in progress(range(rounds), f"repair by {action}"):
-        found = step(action, now, valid, terms, region=region, scale=scale)
-        if found is None or (judge and gaps and _worst(now, valid) <= bound):
+        found = step(action, effects, now, valid, terms, region=region, scale=scale)
+        met = _worst(now, valid) <= bound
+        if found is None or (judge and gaps and met):
             break
-        patience = 1 if _worst(now, valid) <= bound else 10
         if len(np.unique(found.labels[found.weights > 0])) > 1:
             tried = valid.look(learner.fit(found.weights, found.labels, now.fitted), found.weights, found.labels, found.predicted)
             scale *= 1.0 if now.fitted.calibrated else _realised(now, tried)
             gain = _merit(now, kept[0], valid, terms) - _merit(tried, kept[0], valid, terms)
             # the decisions of another model move in jumps that no step can promise; validation data choose among them at the end
-            worth = judge is not None or gain >= WORTH / patience
+            worth = judge is not None or gain >= (WORTH if met else WORTH / 10)
             if worth and tried.accuracy >= least and not _overshoots(tried, kept[0], valid, bound):
                 kept.append(tried)
-                now = tried
+                now, effects = tried, Effects.of(action, tried, valid)
                 continue
         region = min(region, found.size(now)) / 3
-        if region < max(1.0, min(budget, 0.01) * n / (10 * patience)):
+        if region < max(1.0, budget * n / (10 if met else 500)):
             break
     chosen, unmet = _choose(kept, valid, bound, max_accuracy_loss)
     return Repair(tuple(kept), chosen, unmet)

@@ -137,9 +137,9 @@ class Validation:
         return {**self.contrasts, **self.watched, "utility": self.utility}
 
     def present(self, found: Round) -> Array:
-        """The contrasts ``(m,)`` that a step has to bring to 0: soft ones, or the hard ones of the judge, whose soft ones are not known."""
-        values = found.hard if self.judge else found.verified
-        return np.array([values[name] for name in self.contrasts])
+        """The contrasts ``(m,)`` that a step has to bring to 0: the larger of soft and hard, or those of the judge, which has no soft ones."""
+        hard, soft = (np.array([values[name] for name in self.contrasts]) for values in (found.hard, found.verified))
+        return hard if self.judge else np.where(np.abs(hard) > np.abs(soft), hard, soft)
 
     def look(self, fitted: Fitted, weights: Array, labels: Labels, predicted: Mapping[str, float] | None = None) -> Round:
         """The round of a fitted model."""

@@ -203,8 +203,8 @@ class InfluenceReweigh(_InfluenceRepair):
         rounds: at most so many refits.
         budget: trust region of the first rounds, as a share of all training rows.
         cost: price of changing every weight by one, in units of accuracy: the higher, the fewer rows are changed.
-        validation_fraction: share of the rows that is held out, the same of every label and group. Half by default: a gap is known only as well as the
-            validation rows tell it, while a logistic regression loses little by having fewer rows. Models that need more of them want less held out.
+        validation_fraction: share of the rows that is held out, the same of every label and group. Half by default: a gap is known only as well as
+            the validation rows tell it, while a logistic regression loses little by having fewer rows. Models that need rows want less held out.
         surrogate: a transformer that makes the numbers that the logistic regression sees; by default
             :class:`~robust_if.fairness.tables.TableEncoder`.
         C: inverse penalty of the logistic regression.

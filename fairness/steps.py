@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 
@@ -45,32 +45,44 @@ class Step:
         return float(np.abs(self.weights - now.weights).sum() + (self.labels != now.labels).sum())
 
 
-def step(action: Action, now: Round, valid: Validation, terms: Terms, *, region: float, scale: float) -> Step | None:
+@dataclass(frozen=True, eq=False)
+class Effects:
+    """What changing each sample does at a round: scores ``(n, k)`` of all targets, and the label that it would get ``(n,)``."""
+
+    scores: Array
+    labels: Labels
+
+    @classmethod
+    def of(cls, action: Action, now: Round, valid: Validation) -> Self:
+        """By weight, or by label for ``"relabel"``."""
+        targets = list(valid.targets.values())
+        if action != "relabel":
+            return cls(now.fitted.scores(targets), now.labels)
+        others = _suggested(now, valid, valid.present(now))
+        return cls(now.fitted.flips(targets, others), others)
+
+
+def step(action: Action, effects: Effects, now: Round, valid: Validation, terms: Terms, *, region: float, scale: float) -> Step | None:
     """The step from a round, ``None`` if no sample helps.
 
     Args:
         region: trust region, the largest sum of changes of weight, or number of changed labels.
         scale: of scores that only rank.
     """
-    targets, m = list(valid.targets.values()), len(valid.contrasts)
-    gaps = valid.present(now)
+    m, gaps, scores = len(valid.contrasts), valid.present(now), scale * effects.scores
     weights, labels = now.weights, now.labels
     limits = {"bound": terms.bound, "budget": region, "time_limit": terms.time_limit}
     if action == "reweigh":
-        scores = scale * now.fitted.scores(targets)
         options = {"cost": terms.cost, "max_weight": terms.max_weight, **limits}
         change = -reweigh(weights, gaps, scores[:, :m], scores[:, -1], **options).change
         weights = np.clip(weights - change, 0, terms.max_weight)
     elif action == "remove":
-        scores = scale * now.fitted.scores(targets)
         whole = weights[:, None] * scores
         change = weights * choose(gaps, whole[:, :m], weights * terms.cost - whole[:, -1], **limits)
         weights = weights - change
     else:
-        others = _suggested(now, valid, gaps)
-        scores = scale * now.fitted.flips(targets, others)
         change = choose(gaps, scores[:, :m], terms.cost - scores[:, -1], **limits).astype(np.float64)
-        labels = np.where(change > 0, others, labels)
+        labels = np.where(change > 0, effects.labels, labels)
     if not change.any():
         return None
     return Step(weights, labels, {name: now.verified[name] - float(change @ scores[:, at]) for at, name in enumerate(valid.targets)})
