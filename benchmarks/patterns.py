@@ -187,26 +187,22 @@ class Steps:
             self.optimizer.step()
         module = torch.nn.Linear(self.x.shape[1], 1).double()
         module.load_state_dict(self.module.state_dict())
-        return Stopped(rif.Task(module.eval(), loss=logistic_loss), self)
+        return Stopped(rif.Task(module.eval(), loss=logistic_loss), self, kept.numpy().astype(float), self.y)
 
 
 @dataclass(frozen=True, eq=False)
 class Stopped:
-    """Where it stopped."""
+    """Where it stopped; its effects are those of :class:`MeanForm`, so it scores nothing itself."""
 
     task: rif.Task
     learner: Steps
+    weights: np.ndarray
+    labels: np.ndarray
     calibrated = True
 
     def values(self, targets: Sequence[Target]) -> list[float]:
         with torch.no_grad():
             return [float(target.value(self.task, self.task.params())) for target in targets]
-
-    def scores(self, targets: Sequence[Target]) -> np.ndarray:
-        raise NotImplementedError
-
-    def flips(self, targets: Sequence[Target], labels: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
 
 
 class MeanForm:

@@ -9,17 +9,16 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
-from robust_if.data import as_samples, to
+from robust_if.data import as_samples
 from robust_if.fairness.effects import Effects, LogisticEffects, SummedScores
 from robust_if.fairness.lattice import search
 from robust_if.fairness.learners import Fitted, Learner
 from robust_if.fairness.logistic import FittedLogistic
 from robust_if.fairness.predicates import Mask, Predicate, as_table, in_words, predicates_of
+from robust_if.fairness.rounds import decisions
 from robust_if.fairness.targets import Contrast, FairnessGap
-from robust_if.predictions import class_logits
 from robust_if.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -292,8 +291,5 @@ def _random(many: Predict, active: Mask, size: int, rng: np.random.Generator) ->
 
 def _accuracy(fitted: Fitted, valid: Any) -> float:
     """Share of right classes."""
-    params = fitted.task.params()
-    batch = to(as_samples(valid).batch(slice(None)), next(iter(params.values())))
-    with torch.no_grad():
-        decided = class_logits(fitted.task.outputs(params, batch)).argmax(1)
-    return float((decided == batch[1]).double().mean())
+    samples = as_samples(valid)
+    return float((decisions(fitted.task, samples) == samples.labels.cpu()).double().mean())

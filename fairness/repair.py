@@ -100,8 +100,14 @@ def repair(
         time_limit: seconds for each linear programme.
         progress: wraps the rounds.
 
+    Returns:
+        All kept rounds, the chosen one, and what could not be met.
+
     Raises:
         ValueError: if a setting is out of range, the validation data are the training data, or the gaps are of different samples.
+
+    Source: this project; the linear programme after Li and Liu 2022 (arXiv 2202.00787), re-scored in rounds since influences do not add (Hu et al.
+    2024, "Most Influential Subset Selection", NeurIPS).
     """
     gaps = (gaps,) if isinstance(gaps, FairnessGap) else tuple(gaps)
     _check(gaps, learner, action, bound, max_accuracy_loss, budget, rounds, cost, max_weight)

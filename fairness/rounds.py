@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robust_if.data import Samples
+from robust_if.data import Samples, batches
 from robust_if.fairness.leaks import same_samples
 from robust_if.fairness.learners import Fitted, Learner
 from robust_if.fairness.notions import Rate
@@ -100,7 +100,11 @@ class Validation:
 
     @classmethod
     def of(cls, learner: Learner, gaps: Sequence[FairnessGap], utility: Target | None, judge: Judge | None) -> Self:
-        """With the soft error on training and validation data as utility unless another one is given."""
+        """With the soft error on training and validation data as utility unless another one is given.
+
+        Raises:
+            ValueError: if there is neither a gap nor a utility with validation data of its own, or these are the training data.
+        """
         held_out = gaps[0].data if gaps else utility.data if isinstance(utility, Functional) else None
         if held_out is None:
             raise ValueError("gaps: expected at least one, or a utility on validation data, got none")
@@ -151,11 +155,11 @@ class Validation:
 
 
 def decisions(task: Task, samples: Samples, batch_size: int = 4096) -> Tensor:
-    """The class that the model decides for, ``(n,)``."""
+    """The class that the model decides for, ``(n,)``, on the CPU."""
     params = task.params()
+    like = next(iter(params.values()))
     with torch.no_grad():
-        starts = range(0, len(samples), batch_size)
-        return torch.cat([class_logits(task.outputs(params, samples.batch(slice(at, at + batch_size)))).argmax(1) for at in starts])
+        return torch.cat([class_logits(task.outputs(params, batch)).argmax(1).cpu() for batch in batches(samples, batch_size, like)])
 
 
 def _hard(target: Functional, decided: Tensor, soft: float) -> float:
