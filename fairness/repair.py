@@ -110,11 +110,11 @@ def repair(
     2024, "Most Influential Subset Selection", NeurIPS).
     """
     gaps = (gaps,) if isinstance(gaps, FairnessGap) else tuple(gaps)
-    _check(gaps, learner, action, bound, max_accuracy_loss, budget, rounds, cost, max_weight)
+    terms = Terms(bound, max_accuracy_loss, rounds, budget, cost, max_weight, time_limit)
+    _check(gaps, learner, action)
     n, labels = len(learner.train), learner.train.batch(slice(None))[1].numpy().astype(np.int64)
     weights = np.ones(n)
     valid = Validation.of(learner, gaps, utility, judge)
-    terms = Terms(bound, cost / n, max_weight, time_limit)
     now = valid.look(learner.fit(weights, labels), weights, labels)
     kept, region, scale = [now], budget * n, 1.0
     least = -np.inf if max_accuracy_loss is None else now.accuracy - max_accuracy_loss
@@ -143,7 +143,7 @@ def repair(
 
 def _merit(found: Round, first: Round, valid: Validation, terms: Terms) -> float:
     worst = float(np.abs(valid.present(found)).max(initial=0.0))
-    touched = np.abs(found.weights - 1).sum() + (found.labels != first.labels).sum()
+    touched = np.abs(found.weights - 1).mean() + (found.labels != first.labels).mean()
     return found.verified["utility"] + max(worst - terms.bound, 0.0) + terms.cost * float(touched)
 
 
@@ -180,25 +180,9 @@ def _choose(kept: Sequence[Round], valid: Validation, bound: float, loss: float 
     return chosen, "; ".join(unmet)
 
 
-def _check(
-    gaps: Sequence[FairnessGap],
-    learner: Learner,
-    action: str,
-    bound: float,
-    loss: float | None,
-    budget: float,
-    rounds: int,
-    cost: float,
-    max_weight: float,
-) -> None:
+def _check(gaps: Sequence[FairnessGap], learner: Learner, action: str) -> None:
     if action not in ACTIONS:
         raise ValueError(f"action: expected one of {', '.join(ACTIONS)}, got {action!r}")
-    if not cost >= 0 or not max_weight >= 1:
-        raise ValueError(f"cost, max_weight: expected numbers from 0 and from 1 on, got {cost} and {max_weight}")
-    if not bound >= 0 or not 0 < budget <= 1 or rounds < 1:
-        raise ValueError(f"bound, budget, rounds: expected from 0 on, a share above 0, and at least 1, got {bound}, {budget} and {rounds}")
-    if loss is not None and not 0 <= loss <= 1:
-        raise ValueError(f"max_accuracy_loss: expected a share from 0 to 1, got {loss}")
     for gap in gaps:
         gap.check(learner.train)
         if not all(map(torch.equal, gap.data.batch(slice(None))[:2], gaps[0].data.batch(slice(None))[:2])):

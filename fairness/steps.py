@@ -17,19 +17,28 @@ ACTIONS = ("remove", "reweigh", "relabel")
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """What a step costs and may do.
+    """What a repair aims at, costs and may do; see :func:`robust_if.fairness.repair.repair`.
 
-    Args:
-        bound: of the absolute value of every gap.
-        cost: of changing one weight by one, in units of utility.
-        max_weight: largest weight of ``"reweigh"``.
-        time_limit: seconds for a linear programme.
+    Raises:
+        ValueError: if a number is out of range.
     """
 
-    bound: float
-    cost: float
-    max_weight: float
-    time_limit: float
+    bound: float = 0.005
+    max_accuracy_loss: float | None = None
+    rounds: int = 10
+    budget: float = 0.05
+    cost: float = 0.05
+    max_weight: float = 2.0
+    time_limit: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not self.cost >= 0 or not self.max_weight >= 1:
+            raise ValueError(f"cost, max_weight: expected numbers from 0 and from 1 on, got {self.cost} and {self.max_weight}")
+        if not self.bound >= 0 or not 0 < self.budget <= 1 or self.rounds < 1:
+            got = f"{self.bound}, {self.budget} and {self.rounds}"
+            raise ValueError(f"bound, budget, rounds: expected from 0 on, a share above 0, and at least 1, got {got}")
+        if self.max_accuracy_loss is not None and not 0 <= self.max_accuracy_loss <= 1:
+            raise ValueError(f"max_accuracy_loss: expected a share from 0 to 1, got {self.max_accuracy_loss}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,18 +79,18 @@ def step(action: Action, effects: Effects, now: Round, valid: Validation, terms:
         scale: of scores that only rank.
     """
     m, gaps, scores = len(valid.contrasts), valid.present(now), scale * effects.scores
-    weights, labels = now.weights, now.labels
+    weights, labels, price = now.weights, now.labels, terms.cost / len(now.weights)
     limits = {"bound": terms.bound, "budget": region, "time_limit": terms.time_limit}
     if action == "reweigh":
-        options = {"cost": terms.cost, "max_weight": terms.max_weight, **limits}
+        options = {"cost": price, "max_weight": terms.max_weight, **limits}
         change = -reweigh(weights, gaps, scores[:, :m], scores[:, -1], **options).change
         weights = np.clip(weights - change, 0, terms.max_weight)
     elif action == "remove":
         whole = weights[:, None] * scores
-        change = weights * choose(gaps, whole[:, :m], weights * terms.cost - whole[:, -1], **limits)
+        change = weights * choose(gaps, whole[:, :m], weights * price - whole[:, -1], **limits)
         weights = weights - change
     else:
-        change = choose(gaps, scores[:, :m], terms.cost - scores[:, -1], **limits).astype(np.float64)
+        change = choose(gaps, scores[:, :m], price - scores[:, -1], **limits).astype(np.float64)
         labels = np.where(change > 0, effects.labels, labels)
     if not change.any():
         return None

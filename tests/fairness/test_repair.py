@@ -144,7 +144,7 @@ def test_predictions_are_of_first_order(action: Any) -> None:
     """The error of a first-order prediction falls with the square of the step."""
     valid = Validation.of(learner(), [gap()], None, None)
     now = valid.look(learner().fit(), np.ones(N), learner().y)
-    found = step(action, Effects.of(action, now, valid), now, valid, Terms(0.0, 1e-4, 2.0, 20.0), region=24.0, scale=1.0)
+    found = step(action, Effects.of(action, now, valid), now, valid, Terms(bound=0.0, cost=1e-4 * N), region=24.0, scale=1.0)
     assert found is not None and np.abs(found.weights - 1).sum() <= 25
     names = [*valid.contrasts, "false_positive_rate_parity", "error_rate_parity", "utility"]
     before, predicted = (np.array([each[name] for name in names]) for each in (now.verified, found.predicted))
@@ -160,7 +160,7 @@ def test_flips_are_predicted_too() -> None:
     valid = Validation.of(learner(), [gap()], None, None)
     now = valid.look(learner().fit(), np.ones(N), learner().y)
     name = next(iter(valid.contrasts))
-    found = step("relabel", Effects.of("relabel", now, valid), now, valid, Terms(0.0, 1e-4, 2.0, 20.0), region=15.0, scale=1.0)
+    found = step("relabel", Effects.of("relabel", now, valid), now, valid, Terms(bound=0.0, cost=1e-4 * N), region=15.0, scale=1.0)
     assert found is not None and (found.labels != now.labels).sum() <= 15
     after = valid.look(learner().fit(None, found.labels), found.weights, found.labels, found.predicted)
     assert 0.7 < (now.verified[name] - found.predicted[name]) / (now.verified[name] - after.verified[name]) < 1.3
@@ -260,7 +260,7 @@ def test_samples_may_have_weights_already(action: Any) -> None:
 def test_a_price_is_paid_for_leaving_the_data_as_they_are(action: Any) -> None:
     valid = Validation.of(learner(), [gap()], None, None)
     now = valid.look(learner().fit(), np.ones(N), learner().y)
-    assert step(action, Effects.of(action, now, valid), now, valid, Terms(0.9, 1.0, 2.0, 20.0), region=30.0, scale=1.0) is None
+    assert step(action, Effects.of(action, now, valid), now, valid, Terms(bound=0.9, cost=1.0 * N), region=30.0, scale=1.0) is None
 
 
 @pytest.mark.parametrize("action", ACTIONS)
