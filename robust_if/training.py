@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +30,32 @@ from robust_if.task import Batch, Task, check_state
 logger = logging.getLogger(__name__)
 
 Augment = Callable[[Batch, torch.Generator], Batch]
+
+
+class Objective(Protocol):
+    """What a training step lowers, in place of the task's loss on the batch as it is: adversarial training, for one."""
+
+    def __call__(self, task: Task, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Losses of the samples ``(B,)``, differentiable in the parameters of ``model``, which is in training mode and comes back so.
+
+        Args:
+            task: says how a model is called and what its loss is; its own model is not the one that is trained.
+            model: the model that is trained.
+            batch: as the recipe has augmented it.
+            generator: for all that is random.
+        """
+
+
+class Reweigh(Protocol):
+    """Chooses the weights of samples anew while a model is trained, such as those that influence gives them at its present parameters."""
+
+    def __call__(self, task: Task, epoch: int) -> ArrayLike | None:
+        """Weights ``(n,)`` from here on, or ``None`` to leave them as they are; called before every epoch.
+
+        Args:
+            task: the model as it is now, in evaluation mode; a copy.
+            epoch: counted from 0.
+        """
 
 
 @dataclass(frozen=True)
@@ -48,10 +75,14 @@ class Recipe:
             AdamW also hold its moments.
         accuracy: stop at the first epoch whose running training accuracy reaches it, for example 0.99 to train until labels are memorised.
         augment: ``(batch, generator) -> batch``, applied to every training batch.
+        objective: losses of a batch, in place of the task's own on the samples as they are; see :class:`Objective`.
+        rho: radius of sharpness-aware minimisation: the gradient of a step is taken at θ + rho · g/‖g‖, at twice the cost; off at 0.
         seed: order of the samples, and dropout.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range, or ``accuracy`` is asked for under an objective of one's own.
+
+    Source: ``rho`` is that of Foret et al. 2021 (arXiv 2010.01412), algorithm 1.
     """
 
     epochs: int = 20
@@ -64,6 +95,8 @@ class Recipe:
     keep: int = 1
     accuracy: float | None = None
     augment: Augment | None = field(default=None, repr=False)
+    objective: Objective | None = None
+    rho: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,6 +105,10 @@ class Recipe:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not self.lr > 0:
             raise ValueError(f"lr: expected a positive number, got {self.lr}")
+        if not self.rho >= 0:
+            raise ValueError(f"rho: expected a number of at least 0, got {self.rho}")
+        if self.accuracy is not None and self.objective is not None:
+            raise ValueError("accuracy: under an objective of one's own no training accuracy is known; give the number of epochs")
 
     def rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0."""
@@ -97,6 +134,7 @@ def train(
     recipe: Recipe,
     *,
     weights: ArrayLike | None = None,
+    reweigh: Reweigh | None = None,
     directory: Path | None = None,
     progress: Progress = silent,
 ) -> list[Checkpoint]:
@@ -109,6 +147,7 @@ def train(
         task: model and loss; only the parameters that the task names are trained.
         data: training samples.
         weights: ``(n,)`` non-negative sample weights; 1 by default.
+        reweigh: chooses them anew before an epoch.
         directory: where the state is saved after every epoch, so that the same call resumes there.
         progress: wraps the loop over epochs.
 
@@ -117,25 +156,28 @@ def train(
     """
     data = as_samples(data)
     w = _weights(weights, len(data))
-    kept = np.flatnonzero(w)
-    samples, w = data.take(kept), w[kept] / w[kept].mean()
     model = copy.deepcopy(task.model)
     trained = {name: value for name, value in model.named_parameters() if name in task.params()}
     for name, value in model.named_parameters():
         value.requires_grad_(name in trained)
     optimizer = _optimizer(recipe, list(trained.values()))
-    mark = fingerprint(task.model.state_dict(), samples, recipe, recipe.augment, w.tolist(), task.patterns, task.loss) if directory else ""
+    mark = fingerprint(task.model.state_dict(), data, recipe, recipe.augment, w.tolist(), task.patterns, task.loss, reweigh) if directory else ""
     state = _Resume(directory, mark)
-    checkpoints, start = state.load(model, optimizer)
+    checkpoints, start, w = state.load(model, optimizer, w)
+    samples, shares = _weighted(data, w)
     with torch.random.fork_rng():
         for epoch in progress(range(start, recipe.epochs), "train"):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(epoch)
-            accuracy = _epoch(task, model, samples, torch.from_numpy(w), recipe, epoch, optimizer)
+            chosen = None if reweigh is None else reweigh(task.at(Checkpoint.of(model).state), epoch)
+            if chosen is not None:
+                w = _weights(chosen, len(data))
+                samples, shares = _weighted(data, w)
+            accuracy = _epoch(task, model, samples, shares, recipe, epoch, optimizer)
             done = recipe.accuracy is not None and accuracy >= recipe.accuracy
             if epoch in recipe.kept() or done:
                 checkpoints.append(Checkpoint.of(model, recipe.weight(epoch), Moments.of(optimizer, trained)))
-            state.save(model, optimizer, epoch + 1 if not done else recipe.epochs, checkpoints)
+            state.save(model, optimizer, epoch + 1 if not done else recipe.epochs, checkpoints, w)
             if done:
                 break
     return checkpoints
@@ -147,11 +189,12 @@ def fit(
     recipe: Recipe,
     *,
     weights: ArrayLike | None = None,
+    reweigh: Reweigh | None = None,
     directory: Path | None = None,
     progress: Progress = silent,
 ) -> Task:
     """The task with the model at the end of a training run; arguments and errors are those of :func:`train`."""
-    return task.at(train(task, data, recipe, weights=weights, directory=directory, progress=progress)[-1].state)
+    return task.at(train(task, data, recipe, weights=weights, reweigh=reweigh, directory=directory, progress=progress)[-1].state)
 
 
 def _epoch(
@@ -168,11 +211,10 @@ def _epoch(
         batch = to(samples.batch(rows), like)
         if recipe.augment is not None:
             batch = recipe.augment(batch, generator)
-        outputs = task.forward(model, batch)
-        losses = task.loss(outputs, batch)
-        loss = (weights[rows].to(losses) * losses).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        outputs, loss = _slope(task, model, batch, weights[rows], recipe, generator, optimizer)
+        if recipe.rho:
+            with _uphill(optimizer, recipe.rho):
+                _slope(task, model, batch, weights[rows], recipe, generator, optimizer)
         optimizer.step()
         if recipe.accuracy is not None:
             correct += int((outputs.argmax(1) == batch[1]).sum())
@@ -180,6 +222,37 @@ def _epoch(
     if not torch.isfinite(loss):
         raise ValueError(f"training diverged in epoch {epoch + 1}: the loss is {loss.item()}; lower the learning rate ({recipe.lr})")
     return correct / len(samples)
+
+
+def _slope(
+    task: Task, model: nn.Module, batch: Batch, weights: Tensor, recipe: Recipe, generator: torch.Generator, optimizer: torch.optim.Optimizer
+) -> tuple[Any, Tensor]:
+    """The model's outputs where the task's own loss is lowered, and the weighted mean loss of a batch, whose gradient the parameters then hold."""
+    outputs = None
+    if recipe.objective is None:
+        outputs = task.forward(model, batch)
+        losses = task.loss(outputs, batch)
+    else:
+        losses = recipe.objective(task, model, batch, generator)
+    loss = (weights.to(losses) * losses).mean()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return outputs, loss.detach()
+
+
+@contextmanager
+def _uphill(optimizer: torch.optim.Optimizer, rho: float) -> Iterator[None]:
+    """With the parameters at θ + rho · g/‖g‖ while their gradients are taken."""
+    params = [value for group in optimizer.param_groups for value in group["params"] if value.grad is not None]
+    before = [value.detach().clone() for value in params]
+    norm = torch.stack([value.grad.norm() for value in params]).norm() + 1e-12
+    with torch.no_grad():
+        for value in params:
+            value.add_(value.grad * (rho / norm))
+    yield
+    with torch.no_grad():
+        for value, old in zip(params, before, strict=True):
+            value.copy_(old)
 
 
 def _chunks(order: Tensor, size: int) -> list[Tensor]:
@@ -207,13 +280,19 @@ def _weights(weights: ArrayLike | None, n: int) -> np.ndarray:
     return w
 
 
+def _weighted(data: Samples, weights: np.ndarray) -> tuple[Samples, Tensor]:
+    """The samples of non-zero weight, and their weights scaled to a mean of 1 over those."""
+    kept = np.flatnonzero(weights)
+    return data.take(kept), torch.from_numpy(weights[kept] / weights[kept].mean())
+
+
 class _Resume:
     """The state of a training run on disk: one safetensors file after every epoch, replaced atomically."""
 
     def __init__(self, directory: Path | None, mark: str) -> None:
         self.path, self.mark = (directory / "training.safetensors" if directory else None), mark
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, checkpoints: list[Checkpoint]) -> None:
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, checkpoints: list[Checkpoint], weights: np.ndarray) -> None:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,14 +302,14 @@ class _Resume:
             tensors |= {f"optimizer/{i}/{name}": value.detach().clone().contiguous() for name, value in present.items()}
         for i, checkpoint in enumerate(checkpoints):
             tensors |= {f"checkpoint/{i}/{checkpoint.weight!r}/{name}": value for name, value in checkpoint.tensors().items()}
-        tensors["epoch"] = torch.tensor(epoch)
+        tensors |= {"epoch": torch.tensor(epoch), "weights": torch.from_numpy(weights)}
         save_file(tensors, self.path.with_suffix(".tmp"), metadata={"fingerprint": self.mark})
         os.replace(self.path.with_suffix(".tmp"), self.path)
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[Checkpoint], int]:
-        """Restore model and optimiser in place; the checkpoints kept so far and the epoch to go on with."""
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, weights: np.ndarray) -> tuple[list[Checkpoint], int, np.ndarray]:
+        """Restore model and optimiser in place; the checkpoints kept so far, the epoch to go on with, and the weights, ``weights`` at first."""
         if self.path is None or not self.path.is_file():
-            return [], 0
+            return [], 0, weights
         with safe_open(self.path, framework="pt") as file:
             found = (file.metadata() or {}).get("fingerprint")
         if found != self.mark:
@@ -255,4 +334,4 @@ class _Resume:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
         epoch = int(tensors["epoch"])
         logger.info("resuming the training after epoch %d", epoch)
-        return [Checkpoint.from_tensors(kept[i, weight], weight) for i, weight in sorted(kept)], epoch
+        return [Checkpoint.from_tensors(kept[i, weight], weight) for i, weight in sorted(kept)], epoch, tensors["weights"].numpy()

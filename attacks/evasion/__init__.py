@@ -2,13 +2,17 @@
 
 Inputs may have any shape, unit and bounds. The radius of the ball may differ by feature and is 0 where a feature must not move. Some inputs are
 valid only on a grid, or as one of several categories; the search then moves a free point and tries the valid one that it projects to.
+
+The functions search once; an :class:`Attack` holds what they are given, so that a target, a training or an evaluation can attack again and again.
 """
 
 from robust_if.attacks.evasion.ascent import apgd, fgsm, pgd, step_length
+from robust_if.attacks.evasion.attack import APGD, FGSM, PGD, Attack, Threat
 from robust_if.attacks.evasion.ball import Bounds, Limit, Norm, box
 from robust_if.attacks.evasion.losses import Loss, dlr, margin
 from robust_if.attacks.evasion.projections import OneHot, Projection, WholeNumbers
 
 __all__ = [
-    "Bounds", "Limit", "Loss", "Norm", "OneHot", "Projection", "WholeNumbers", "apgd", "box", "dlr", "fgsm", "margin", "pgd", "step_length",
+    "APGD", "FGSM", "PGD", "Attack", "Bounds", "Limit", "Loss", "Norm", "OneHot", "Projection", "Threat", "WholeNumbers", "apgd", "box", "dlr",
+    "fgsm", "margin", "pgd", "step_length",
 ]  # fmt: skip

@@ -1,0 +1,136 @@
+"""An attack as settings: what the attacker may do, and how it searches; applied to any model and batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from robust_if.attacks.evasion.ascent import apgd, fgsm, pgd, step_length
+from robust_if.attacks.evasion.ball import Bounds, Limit, Norm, box
+from robust_if.attacks.evasion.losses import Loss
+from robust_if.attacks.evasion.projections import Projection
+from robust_if.task import Batch, Params, Task
+
+
+@dataclass(frozen=True)
+class Threat:
+    """What an attacker may do to an input: the threat model.
+
+    Args:
+        eps: radius of the ball around the clean input, in the unit of the inputs: a number, or a tensor that broadcasts to one sample.
+        norm: ``"linf"`` or ``"l2"``.
+        bounds: ``(low, high)``, the smallest and the largest valid input, given like ``eps``; none by default.
+        mutable: boolean tensor that broadcasts to one sample, false where a feature must not move; all may by default.
+        project: for inputs that are not valid everywhere, such as :class:`~robust_if.attacks.evasion.WholeNumbers`; L∞ only.
+    """
+
+    eps: Limit
+    norm: Norm = "linf"
+    bounds: Bounds | None = None
+    mutable: Tensor | None = None
+    project: tuple[Projection, ...] = ()
+
+    def check(self, x: Tensor, name: str = "inputs") -> None:
+        """Raise a ``ValueError`` if the threat does not fit the clean inputs ``x`` ``(B, …)``, see :func:`robust_if.attacks.evasion.box`."""
+        box(x, self.eps, self.bounds, name, mutable=self.mutable)
+
+    def scaled(self, factor: float) -> Threat:
+        """The same with another radius; ``inf`` leaves the bounds alone."""
+        return replace(self, eps=self.eps * factor)
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """A search for inputs, within a threat model, that a fixed model gets wrong.
+
+    What happens to a sample depends on no other sample, so no batch size changes it beyond rounding. It is the same every time: what is random comes
+    from ``seed``. The model's modes, buffers, flags and gradients stay as they are, and the global random state is neither read nor changed.
+    """
+
+    threat: Threat
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Short name for tables, such as ``"pgd-10"``."""
+
+    @abstractmethod
+    def __call__(self, task: Task, params: Params, batch: Batch) -> Tensor:
+        """The attacked inputs, detached, with the shape of the inputs.
+
+        Args:
+            params: the parameters at which the model is attacked.
+            batch: ``(input, …)``, the input of shape ``(B, …)`` and floating point; labels come second, where they are needed.
+
+        Raises:
+            ValueError: as :func:`robust_if.attacks.evasion.pgd` does.
+        """
+
+
+@dataclass(frozen=True)
+class FGSM(Attack):
+    """One step, see :func:`robust_if.attacks.evasion.fgsm`."""
+
+    loss: Loss | None = field(default=None, kw_only=True)
+
+    @property
+    def name(self) -> str:
+        return "fgsm"
+
+    def __call__(self, task: Task, params: Params, batch: Batch) -> Tensor:
+        t = self.threat
+        return fgsm(task, params, batch, eps=t.eps, bounds=t.bounds, mutable=t.mutable, project=t.project, loss=self.loss, norm=t.norm)
+
+
+@dataclass(frozen=True)
+class PGD(Attack):
+    """Projected gradient ascent from the clean input, see :func:`robust_if.attacks.evasion.pgd`.
+
+    Raises:
+        ValueError: if ``steps`` or ``alpha`` is out of range.
+    """
+
+    steps: int = field(default=10, kw_only=True)
+    alpha: Limit | None = field(default=None, kw_only=True)
+    loss: Loss | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        step_length(self.alpha, self.threat.eps, self.steps)
+
+    @property
+    def name(self) -> str:
+        return f"pgd-{self.steps}"
+
+    def __call__(self, task: Task, params: Params, batch: Batch) -> Tensor:
+        t = self.threat
+        return pgd(
+            task, params, batch, eps=t.eps, steps=self.steps, alpha=self.alpha, bounds=t.bounds, mutable=t.mutable, project=t.project,
+            loss=self.loss, norm=t.norm,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class APGD(Attack):
+    """Auto-PGD from the clean input, see :func:`robust_if.attacks.evasion.apgd`.
+
+    Raises:
+        ValueError: if ``steps`` is out of range.
+    """
+
+    steps: int = field(default=100, kw_only=True)
+    loss: Loss | None = field(default="ce", kw_only=True)
+
+    def __post_init__(self) -> None:
+        step_length(None, self.threat.eps, self.steps)
+
+    @property
+    def name(self) -> str:
+        return f"apgd-{self.loss}" if isinstance(self.loss, str) else "apgd"
+
+    def __call__(self, task: Task, params: Params, batch: Batch) -> Tensor:
+        t = self.threat
+        return apgd(
+            task, params, batch, eps=t.eps, steps=self.steps, bounds=t.bounds, mutable=t.mutable, project=t.project, loss=self.loss, norm=t.norm
+        )

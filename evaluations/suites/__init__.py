@@ -1,0 +1,1 @@
+"""Defence evaluations: data x attack x defence x metric x seed, a row at a time."""
