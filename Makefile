@@ -58,4 +58,5 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: $(VENV)/.core
 	@echo "Installing the tools for developing into $(VENV)"
 	@$(PIP) --editable '.[dev,docs]'
+	@$(PIP) --no-deps torchattacks  # it asks for torchvision, which it does not import and which would replace torch
 	@touch $@

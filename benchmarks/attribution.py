@@ -28,6 +28,7 @@ from scipy.stats import spearmanr
 
 import robust_if as rif
 from robust_if import models
+from robust_if.attacks.evasion import PGD, Threat
 from robust_if.attacks.targets import AdversarialLoss
 from robust_if.estimators import Estimator
 from robust_if.evaluations.attribution import lds, leave_one_out, loo_correlation
@@ -120,11 +121,11 @@ def halves(whole: rif.Samples, n: int) -> tuple[rif.Samples, rif.Samples]:
 
 def adult_targets(valid: rif.Samples) -> list[Target]:
     parity = FairnessGap(valid, notion="demographic_parity", temperature=1.0, smallest=1)
-    return [rif.Utility(valid), parity, AdversarialLoss(valid, eps=0.1)]
+    return [rif.Utility(valid), parity, AdversarialLoss(valid, PGD(Threat(0.1)))]
 
 
 def digits_targets(valid: rif.Samples) -> list[Target]:
-    return [rif.Utility(valid), AdversarialLoss(valid, eps=0.1, bounds=(0.0, 1.0))]
+    return [rif.Utility(valid), AdversarialLoss(valid, PGD(Threat(0.1, bounds=(0.0, 1.0))))]
 
 
 NET = FromScratch(rif.Recipe(epochs=20, weight_decay=1e-3))

@@ -30,6 +30,7 @@ from sklearn.linear_model import LogisticRegression
 
 import robust_if as rif
 from robust_if.attacks import fairness, labels
+from robust_if.attacks.evasion import FGSM, Threat
 from robust_if.attacks.poisoned import Poisoned
 from robust_if.attacks.targets import AdversarialLoss
 from robust_if.estimators import Estimator
@@ -121,7 +122,7 @@ class Known(Estimator):
 
 def scores(task: rif.Task, data: rif.Samples, valid: rif.Samples, seed: int) -> dict[str, rif.Scores]:
     """Every score of the table by name."""
-    targets = {"utility": rif.Utility(valid), "parity": parity(valid), "adversarial": AdversarialLoss(valid, eps=0.1, steps=1)}
+    targets = {"utility": rif.Utility(valid), "parity": parity(valid), "adversarial": AdversarialLoss(valid, FGSM(Threat(0.1)))}
     exact, utility = rif.Exact("hessian", PENALTY), targets["utility"]
     influence = dict(zip(targets, rif.InnerProduct(exact).score(task, data, target=targets), strict=True))
     cosines = dict(zip(targets, rif.InnerProduct(exact, normalise="cosine").score(task, data, target=targets), strict=True))

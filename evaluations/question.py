@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from robust_if.attacks.targets import AdversarialLoss
+from robust_if.attacks.evasion import PGD
+from robust_if.attacks.targets import AdversarialLoss, RobustGap
 from robust_if.checkpoints import load_checkpoint
 from robust_if.evaluations.problem import Problem
 from robust_if.evaluations.splits import split_off
+from robust_if.evaluations.threats import threat_of
 from robust_if.fairness.groups import Groups, at_least_two
 from robust_if.fairness.notions import NOTIONS
 from robust_if.fairness.targets import FairnessGap, fairness_gap
@@ -24,7 +26,7 @@ from robust_if.writing import write_json
 
 #: The gaps between groups that classifiers have.
 GAPS = tuple(name for name in NOTIONS if name != "mean_prediction_gap")
-TARGETS = ("utility", "adversarial", *GAPS)
+TARGETS = ("utility", "adversarial", "robust_gap", *GAPS)
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Asked:
 
     question: Question
     problem: Problem
+    train: Dataset
     valid: Dataset
     warnings: Sequence[str] = ()
 
@@ -97,28 +100,39 @@ class Asked:
         """Read, encode and check everything; no long work."""
         train, valid, warnings = question.read()
         model = question.model or ("cnn" if train.kind == "image" else "mlp")
-        return cls(question, Problem.of(train, valid, model=model, seed=question.seed), valid, warnings)
+        return cls(question, Problem.of(train, valid, model=model, seed=question.seed), train, valid, warnings)
 
     def loaded(self, path: Path) -> Task:
         """The model with the parameters of a checkpoint."""
         task = self.problem.task()
         return task.at(load_checkpoint(path, task.model).state)
 
-    def targets(self, names: Sequence[str], *, sensitive: str | None = None, positive: str | None = None, eps: float = 0.1) -> list[Target]:
+    def targets(
+        self, names: Sequence[str], *, sensitive: str | None = None, positive: str | None = None, eps: float = 0.1, steps: int = 10,
+        immutable: Sequence[str] = (), categories: bool = False,
+    ) -> list[Target]:  # fmt: skip
         """Targets on the validation data by name.
 
         Args:
             names: of :data:`TARGETS`.
             sensitive: a column, several separated by commas for their intersections, or ``column=value`` to compare one group with all others.
             positive: the label whose prediction is the benefit; the last one by default.
-            eps: L∞ radius of the attack, in units of the encoded features (standard deviations).
+            eps: L∞ radius of the attack: of images a share of the pixel range, of tables in standard deviations.
+            steps: of the attack, projected gradient ascent from the clean input.
+            immutable: columns that the attack leaves alone, see :func:`robust_if.evaluations.threats.threat_of`.
+            categories: whether the attack may change categories.
 
         Raises:
             ValueError: if a name is unknown or occurs twice, what it needs is missing, or a gap would be measured on the training data.
         """
+
+        def attack() -> PGD:
+            return PGD(threat_of(self.problem.encoder, self.train, self.valid, eps=eps, immutable=immutable, categories=categories), steps=steps)
+
         made: dict[str, Callable[[], Target]] = {
             "utility": lambda: Utility(self.problem.valid),
-            "adversarial": lambda: AdversarialLoss(self.problem.valid, eps=eps),
+            "adversarial": lambda: AdversarialLoss(self.problem.valid, attack()),
+            "robust_gap": lambda: RobustGap(self.problem.valid, attack()),
             **{name: partial(self._gap, name, sensitive, positive) for name in GAPS},
         }
         for name in names:

@@ -16,14 +16,16 @@ from rich.markup import escape
 from rich.table import Table
 
 import robust_if
-from robust_if.commands import fairness, options, poisons, repair
+from robust_if.commands import evaluate, fairness, harden, options, poisons, repair, robustness, tradeoffs
 from robust_if.commands.options import (
     BatchSize,
+    Categories,
     Damping,
     Data,
     Epochs,
     Eps,
     Id,
+    Immutable,
     Json,
     Label,
     Memory,
@@ -34,6 +36,7 @@ from robust_if.commands.options import (
     Rate,
     Seed,
     Sensitive,
+    Steps,
     Targets,
     Test,
     TestFraction,
@@ -176,6 +179,9 @@ def score(
     sensitive: Sensitive = None,
     positive: Positive = None,
     eps: Eps = 0.1,
+    steps: Steps = 10,
+    immutable: Immutable = "",
+    categories: Categories = False,
     damping: Damping = None,
     pairs: Annotated[bool, typer.Option("--pairs", help="Also write pairs.npy: which training sample harms which validation sample.")] = False,
     greedy: Annotated[int, typer.Option(help="Also remove so many samples one after another, scoring the rest again: removal.csv.")] = 0,
@@ -205,7 +211,10 @@ def score(
         recipe = replace(options.recipe(problem.model, len(problem.train), epochs, lr, optimizer, batch_size, seed), keep=checkpoints)
         sweep = Sweep(progress=options.progress, max_memory=max_memory, precision=precision, engine=engine, workers=workers)
         options.logs(as_json, asked.warnings)
-        targets = asked.targets(options.names(target), sensitive=sensitive, positive=positive, eps=eps)
+        targets = asked.targets(
+            options.names(target), sensitive=sensitive, positive=positive, eps=eps, steps=steps, immutable=options.names(immutable),
+            categories=categories,
+        )  # fmt: skip
         result = scoring.score(
             asked, out_dir, options.estimators(estimator, seed, damping), targets,
             model=checkpoint or recipe, sweep=sweep, index=index_dir, pairs=pairs, greedy=greedy, overwrite=overwrite,
@@ -265,6 +274,9 @@ def validate(
     sensitive: Sensitive = None,
     positive: Positive = None,
     eps: Eps = 0.1,
+    steps: Steps = 10,
+    immutable: Immutable = "",
+    categories: Categories = False,
     damping: Damping = None,
     subsets: Annotated[int, typer.Option(help="Random halves of the data that a model is trained on, for the LDS.")] = 40,
     seeds: Annotated[int, typer.Option(help="Trainings per subset.")] = 2,
@@ -283,7 +295,10 @@ def validate(
         asked = Asked.of(options.question(data, label, sample_id, truth, valid, valid_fraction, model, seed))
         options.logs(as_json, asked.warnings)
         problem = asked.problem
-        targets = asked.targets(options.names(target), sensitive=sensitive, positive=positive, eps=eps)
+        targets = asked.targets(
+            options.names(target), sensitive=sensitive, positive=positive, eps=eps, steps=steps, immutable=options.names(immutable),
+            categories=categories,
+        )  # fmt: skip
         result = validation.validate(
             asked, out_dir, options.estimators(estimator, seed, damping), targets,
             recipe=options.recipe(problem.model, len(problem.train), epochs, lr, optimizer, batch_size, seed), subsets=subsets, seeds=seeds,
@@ -301,6 +316,11 @@ app.command()(poisons.explain)
 app.command()(poisons.attack)
 app.command()(repair.repair)
 app.command()(fairness.audit)
+app.command()(robustness.robustness)
+app.command()(harden.harden)
+app.command()(tradeoffs.tradeoffs)
+app.command()(evaluate.evaluate)
+app.command()(evaluate.compare)
 
 
 @app.command()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from robust_if.importing import imported
 
 Factory = Callable[[Sequence[int], int], nn.Module]
 
@@ -80,27 +79,13 @@ def build(name: str, shape: Sequence[int], classes: int, seed: int = 0) -> nn.Mo
     Raises:
         ValueError: if the name is unknown, or does not lead to a function that returns a module.
     """
-    factory = MODELS.get(name) or _imported(name)
+    factory = MODELS.get(name) or imported(name, "model", MODELS)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = factory(tuple(shape), classes)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: {name} returned {type(model).__name__}, expected a torch.nn.Module")
     return model.eval()
-
-
-def _imported(name: str) -> Factory:
-    module, colon, function = name.partition(":")
-    if not colon:
-        raise ValueError(f"model: unknown name {name!r}; expected one of {', '.join(MODELS)}, or module:function")
-    sys.path.insert(0, os.getcwd())
-    try:
-        factory: Factory = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model: cannot import {name!r}: {error}") from error
-    finally:
-        sys.path.remove(os.getcwd())
-    return factory
 
 
 def _size(shape: Sequence[int]) -> int:

@@ -168,7 +168,7 @@ def test_a_finished_score_is_not_computed_again_and_another_is_refused(data: dic
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--target", "fame"], "target: expected some of utility, adversarial, demographic_parity, "),
+        (["--target", "fame"], "target: expected some of utility, adversarial, robust_gap, demographic_parity, "),
         (["--target", "demographic-parity"], "worst_group_loss, got 'demographic-parity'"),
         (["--target", "utility,utility"], "target: expected each name once"),
         (["--target", "equal_opportunity"], "sensitive: equal_opportunity needs a column, --sensitive sex, several, sex,race, or one"),

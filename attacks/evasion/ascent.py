@@ -80,23 +80,33 @@ def pgd(
 def apgd(
     task: Task, params: Params, batch: Batch, *, eps: Limit, steps: int = 100, bounds: Bounds | None = None, mutable: Tensor | None = None,
     project: Projection | Sequence[Projection] | None = None, loss: Loss | None = "ce", targeted: bool = False, norm: Norm = "linf",
-    random_start: bool = False, generator: torch.Generator | None = None,
+    random_start: bool = False, generator: torch.Generator | None = None, first_error: bool = False,
 ) -> Tensor:  # fmt: skip
     """Auto-PGD: ascent with momentum in which every sample halves its own step, 2 ``eps`` at first, when its loss stops rising.
 
     At checkpoints, which come ever closer, a sample halves its step and returns to its best point if less than three quarters of its steps since
     the last checkpoint raised its loss, or if neither its step nor its best loss has changed since. Arguments, result and errors are those of
-    :func:`pgd`.
+    :func:`pgd`; one is new:
+
+    Args:
+        first_error: end the search for a sample at the first point that the model gets wrong, which is then the result for it. To count errors this
+            is both faster and stricter, since a point of lower loss than another may be the one that is wrong. The batch needs labels.
 
     Source: Croce and Hein 2020 (arXiv 2003.01690), algorithm 1 with the constants of section 3; one run, from the clean input by default.
     """
     _check_steps(steps)
-    search, point = Search.begin(task, params, batch, eps, bounds, mutable, norm, project, loss, targeted, random_start, generator)
-    ball, before = search.ball, point
+    search, point = Search.begin(task, params, batch, eps, bounds, mutable, norm, project, loss, targeted, random_start, generator, first_error)
+    before = point
     losses, slope = search.visit(point, torch.zeros_like(point))
     factor, rises, halved = torch.full_like(losses, 2.0), torch.zeros_like(losses), torch.zeros_like(losses, dtype=torch.bool)
     reached, since, checkpoints = search.largest, 0, _checkpoints(steps)
     for k in range(1, steps + 1):
+        if first_error and (rows := search.leave()) is not None:
+            if not len(rows):
+                break
+            state = (point, before, losses, slope, factor, rises, halved, reached)
+            point, before, losses, slope, factor, rises, halved, reached = (each[rows] for each in state)
+        ball = search.ball
         ahead = ball.clip(point + ball.step(slope, ball.radius * per_sample(factor, point)))
         share = 0.75 if k > 1 else 1.0
         point, before = ball.clip(point + share * (ahead - point) + (1 - share) * (point - before)), point
@@ -107,7 +117,7 @@ def apgd(
             factor, losses = torch.where(halved, factor / 2, factor), torch.where(halved, search.largest, losses)
             point, slope = (torch.where(per_sample(halved, a), b, a) for a, b in ((point, search.best), (slope, search.slope)))
             rises, reached, since = torch.zeros_like(rises), search.largest, k
-    return search.best
+    return search.result()
 
 
 def step_length(alpha: Limit | None, eps: Limit, steps: int) -> Limit:

@@ -11,6 +11,7 @@ from robust_if.attacks.evasion.ascent import apgd, fgsm, pgd, step_length
 from robust_if.attacks.evasion.ball import Bounds, Limit, Norm, box
 from robust_if.attacks.evasion.losses import Loss
 from robust_if.attacks.evasion.projections import Projection
+from robust_if.targets import Functional
 from robust_if.task import Batch, Params, Task
 
 
@@ -67,6 +68,13 @@ class Attack(ABC):
         Raises:
             ValueError: as :func:`robust_if.attacks.evasion.pgd` does.
         """
+
+    def first_error(self, task: Task, params: Params, batch: Batch) -> Tensor:
+        """As a call, but the search for a sample may end at the first point that the model gets wrong, which is then returned for it.
+
+        An attack that finds errors on its way, or can save time by it, overrides this.
+        """
+        return self(task, params, batch)
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,14 @@ class APGD(Attack):
         return f"apgd-{self.loss}" if isinstance(self.loss, str) else "apgd"
 
     def __call__(self, task: Task, params: Params, batch: Batch) -> Tensor:
+        return self._run(task, params, batch, first_error=False)
+
+    def first_error(self, task: Task, params: Params, batch: Batch) -> Tensor:
+        return self._run(task, params, batch, first_error=not isinstance(self.loss, Functional))
+
+    def _run(self, task: Task, params: Params, batch: Batch, *, first_error: bool) -> Tensor:
         t = self.threat
         return apgd(
-            task, params, batch, eps=t.eps, steps=self.steps, bounds=t.bounds, mutable=t.mutable, project=t.project, loss=self.loss, norm=t.norm
-        )
+            task, params, batch, eps=t.eps, steps=self.steps, bounds=t.bounds, mutable=t.mutable, project=t.project, loss=self.loss, norm=t.norm,
+            first_error=first_error,
+        )  # fmt: skip

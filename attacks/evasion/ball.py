@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
@@ -81,6 +81,10 @@ class Ball:
         if not radius.isfinite().all():
             raise ValueError("eps: expected finite numbers, in the unit of the inputs, got an infinite one")
         return cls(clean, radius, low, high, norm)
+
+    def take(self, rows: Tensor) -> Ball:
+        """The ball of the samples at the positions ``rows``."""
+        return replace(self, clean=self.clean[rows], low=self.low[rows], high=self.high[rows])
 
     def step(self, slope: Tensor, length: Tensor) -> Tensor:
         """The step s of largest ⟨``slope``, s⟩ with ‖s / ``length``‖ ≤ 1, over the features that may move."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code expects
+from torch.utils._pytree import tree_map
 
 from robust_if.predictions import class_logits
 from robust_if.targets import Functional
@@ -48,8 +49,42 @@ def dlr(outputs: Tensor, batch: Batch) -> Tensor:
     return margin(outputs, batch) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
-def objective(task: Task, params: Params, batch: Batch, loss: Loss | None, *, targeted: bool) -> Callable[[Tensor], Tensor]:
-    """What rises, ``(B,)``, as a function of the inputs alone.
+def check_labels(batch: Batch) -> None:
+    """Raise a ``ValueError`` unless the batch is ``(input, labels, …)`` with a label for every sample."""
+    if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], Tensor):
+        raise ValueError(f"batch: an attack expects batches (input, …) with the input as first tensor, got {type(batch).__name__}")
+    labels = batch[1] if len(batch) > 1 else None
+    if not isinstance(labels, Tensor) or labels.numel() != len(batch[0]):
+        got = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"batch: the loss needs labels as its second tensor, one for each of {len(batch[0])} samples, got {got}")
+
+
+def margins(task: Task, params: Params, batch: Batch) -> Tensor:
+    """The margins ``(B,)`` of a batch ``(x, y)``, see :func:`margin`, without gradients.
+
+    Raises:
+        ValueError: as :func:`margin` does, or if one is NaN.
+    """
+    with torch.no_grad():
+        found = margin(task.outputs(params, batch), batch)
+    if found.isnan().any():
+        first = int(found.isnan().nonzero()[0])
+        raise ValueError(f"model: its outputs are NaN near sample {first} of the batch; are the bounds of valid inputs declared?")
+    return found
+
+
+def take(batch: Batch, rows: Tensor) -> Batch:
+    """The samples of a batch at the positions ``rows``."""
+    return tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) else leaf, batch)
+
+
+def objective(
+    task: Task, params: Params, batch: Batch, loss: Loss | None, *, targeted: bool, first_error: bool = False
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """What rises, ``(B,)``, as a function of the inputs and of their positions in the batch (``None`` for all of it).
+
+    Args:
+        first_error: an error counts as an infinite loss.
 
     Raises:
         ValueError: if the loss is unknown, no loss per sample, or no targeted one, its labels are missing, or the model is in training mode.
@@ -58,19 +93,20 @@ def objective(task: Task, params: Params, batch: Batch, loss: Loss | None, *, ta
         raise ValueError(f"loss: expected one of {', '.join(_BY_NAME)}, a function or a target, got {loss!r}")
     if loss == "dlr" and targeted:  # it can fall by a larger denominator, away from the goal
         raise ValueError("loss: 'dlr' leads to no class in particular; use loss='margin' or 'ce' with targeted=True")
+    if first_error and (targeted or isinstance(loss, Functional)):
+        raise ValueError("first_error: errors are told from outputs and labels; expected a loss by name or a function of the outputs, not targeted")
     if isinstance(loss, Functional) and not loss.is_mean:
         raise ValueError(f"loss: expected a target that is the mean of a loss per sample, got {loss.name!r}, in which samples depend on each other")
-    if isinstance(loss, str) or (loss is None and task.loss is cross_entropy):
-        labels = batch[1] if len(batch) > 1 else None
-        if not isinstance(labels, Tensor) or labels.numel() != len(batch[0]):
-            got = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-            raise ValueError(f"batch: the loss needs labels as its second tensor, one for each of {len(batch[0])} samples, got {got}")
+    if first_error or isinstance(loss, str) or (loss is None and task.loss is cross_entropy):
+        check_labels(batch)
     fixed, sign = {name: value.detach() for name, value in params.items()}, -1 if targeted else 1
     function = task.loss if loss is None or isinstance(loss, Functional) else _BY_NAME[loss] if isinstance(loss, str) else loss
+    if first_error:
+        finite, function = function, lambda outputs, batch: torch.where(margin(outputs, batch) > 0, torch.inf, finite(outputs, batch))
     task = replace(task, loss=function)  # which checks once more that the model is in evaluation mode
 
-    def losses(x: Tensor) -> Tensor:
-        moved = (x, *batch[1:])
+    def losses(x: Tensor, rows: Tensor | None) -> Tensor:
+        moved = (x, *(batch[1:] if rows is None else take(batch[1:], rows)))
         return sign * (loss.moments(task, fixed, moved)[:, 0] if isinstance(loss, Functional) else task.losses(fixed, moved))
 
     return losses

@@ -18,20 +18,23 @@ class Search:
     """For every sample the best of the points visited, its loss and its gradient.
 
     Args:
-        losses: what rises, inputs ``(B, …)`` to ``(B,)``.
+        losses: what rises, inputs ``(B, …)`` and their positions in the batch to ``(B,)``; see :func:`robust_if.attacks.evasion.losses.objective`.
         ball: where the points lie.
         projections: onto valid inputs, applied one after another to a point before it is evaluated.
     """
 
-    def __init__(self, losses: Callable[[Tensor], Tensor], ball: Ball, projections: Sequence[Projection]) -> None:
+    def __init__(self, losses: Callable[[Tensor, Tensor | None], Tensor], ball: Ball, projections: Sequence[Projection]) -> None:
         self.losses, self.ball, self.projections = losses, ball, projections
         self.best, self.slope = ball.clean, torch.zeros_like(ball.clean)
         self.largest = ball.clean.new_full((len(ball.clean),), -torch.inf)
+        self._rows: Tensor | None = None
+        self._found = ball.clean
 
     @classmethod
     def begin(
         cls, task: Task, params: Params, batch: Batch, eps: Limit, bounds: Bounds | None, mutable: Tensor | None, norm: Norm,
         project: Projection | Sequence[Projection] | None, loss: Loss | None, targeted: bool, random_start: bool, generator: torch.Generator | None,
+        first_error: bool = False,
     ) -> tuple[Search, Tensor]:  # fmt: skip
         """The search and its first point; everything that can be checked before the model runs is checked. Arguments are those of :func:`pgd`."""
         if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], Tensor):
@@ -44,7 +47,7 @@ class Search:
         batch = to(batch, next(iter(params.values())))
         clean = batch[0].detach()
         ball = Ball.around(clean, eps, bounds, mutable, norm)
-        search = cls(objective(task, params, batch, loss, targeted=targeted), ball, projections)
+        search = cls(objective(task, params, batch, loss, targeted=targeted, first_error=first_error), ball, projections)
         search._check_clean()
         if generator is None or not random_start:
             return search, clean
@@ -65,7 +68,7 @@ class Search:
             point = self._valid(point, slope)
         with torch.set_grad_enabled(not last):
             leaf = point.clone().requires_grad_(not last)
-            losses = self.losses(leaf)
+            losses = self.losses(leaf, self._rows)
             if not last:
                 if not losses.requires_grad:
                     raise ValueError("loss: it does not depend on the inputs in a differentiable way, so an attack by gradients has no direction")
@@ -78,6 +81,23 @@ class Search:
         better = per_sample(better, point)
         self.best, self.slope = torch.where(better, point, self.best), torch.where(better, slope, self.slope)
         return losses, slope
+
+    def leave(self) -> Tensor | None:
+        """Go on without the samples whose loss is infinite; the positions of the others among those that were left, or ``None`` if it is all.
+
+        What happens to a sample depends on no other, so leaving some out changes nothing for the rest beyond rounding.
+        """
+        going = self.largest < torch.inf
+        if going.all():
+            return None
+        self._found, rows = self.result(), going.nonzero()[:, 0]
+        self._rows = rows if self._rows is None else self._rows[rows]
+        self.ball, self.best, self.slope, self.largest = self.ball.take(rows), self.best[rows], self.slope[rows], self.largest[rows]
+        return rows
+
+    def result(self) -> Tensor:
+        """The best points of all samples, ``(B, …)``."""
+        return self.best if self._rows is None else self._found.index_copy(0, self._rows, self.best)
 
     def _valid(self, point: Tensor, slope: Tensor) -> Tensor:
         for projection in self.projections:

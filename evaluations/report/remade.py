@@ -9,10 +9,15 @@ from robust_if.evaluations.report import render
 from robust_if.evaluations.report.audit import render_audit
 from robust_if.evaluations.report.explanation import render_explanation
 from robust_if.evaluations.report.repair import render_repair
+from robust_if.evaluations.report.suite import render_suite
+from robust_if.evaluations.report.tradeoffs import render_tradeoffs
+
+#: By the entry of ``result.json`` that only this kind of run has.
+_PAGES = {"repair": render_repair, "explanation": render_explanation, "tradeoffs": render_tradeoffs, "suite": render_suite}
 
 
 def remake(directory: Path) -> Path:
-    """The path of the page, made anew from what ``robust-if detect``, ``explain``, ``audit`` or ``repair`` wrote into ``directory``.
+    """The path of the page, made anew from what ``robust-if`` wrote into ``directory``.
 
     Raises:
         FileNotFoundError: if the directory or one of its files is missing.
@@ -25,6 +30,4 @@ def remake(directory: Path) -> Path:
     except (OSError, ValueError):
         return render(directory)  # which says what is wrong
     said = result if isinstance(result, dict) else {}
-    if said.get("repair") is True:
-        return render_repair(directory)
-    return render_explanation(directory) if said.get("explanation") is True else render(directory)
+    return next((page for entry, page in _PAGES.items() if said.get(entry)), render)(directory)

@@ -18,7 +18,7 @@ from robust_if.data import Samples
 from robust_if.fairness.groups import Groups
 from robust_if.scores import Scores
 from robust_if.task import Task
-from robust_if.training import Recipe
+from robust_if.training import Recipe, fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,7 @@ class Scene:
         threat: what an attacker at test time may do to an input, in the unit of the encoded inputs; ``None`` where that is not defined.
         groups: sensitive groups of ``valid`` and ``test`` by these names, and of ``train``; empty where there are none.
         mislabelled: training samples whose label is known to be wrong before any attack, ``(n,)``; ``None`` where that is unknown.
+        fit: ``(samples, weights (n,) or None) -> task``, trains in another way than by the recipe, such as logistic regression to its optimum.
     """
 
     task: Task
@@ -44,6 +45,12 @@ class Scene:
     threat: Threat | None = None
     groups: Mapping[str, Groups] = field(default_factory=dict)
     mislabelled: NDArray[np.bool_] | None = None
+    fit: Callable[[Samples, NDArray[np.float64] | None], Task] | None = None
+
+    def fitted(self, weights: NDArray[np.float64] | None = None, labels: NDArray[np.int64] | None = None) -> Task:
+        """A model trained on the training samples as the scene says, with weights or labels ``(n,)`` of one's own."""
+        train = self.train if labels is None else self.train.with_labels(labels)
+        return fit(self.task, train, self.recipe, weights=weights) if self.fit is None else self.fit(train, weights)
 
 
 @dataclass(frozen=True, eq=False)

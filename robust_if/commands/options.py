@@ -53,7 +53,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 Targets = Annotated[str, typer.Option("--target", help=f"Comma-separated, some of {', '.join(TARGETS)}; all are scored in one pass.")]
 Sensitive = Annotated[str | None, typer.Option(help="For gaps: a column of groups, several, sex,race, for intersections, or one group, race=White.")]
 Positive = Annotated[str | None, typer.Option(help="For gaps: the label whose prediction is the benefit; the last one by default.")]
-Eps = Annotated[float, typer.Option(help="For adversarial: L∞ radius of the attack, in standard deviations of a feature.")]
+Eps = Annotated[float, typer.Option(help="Of attacked inputs: L∞ radius; for images a share of the pixel range, for tables standard deviations.")]
+Steps = Annotated[int, typer.Option(help="Of attacked inputs: steps of projected gradient ascent.")]
+Immutable = Annotated[str, typer.Option(help="Of attacked tables: comma-separated columns that an attacker cannot change.")]
+Categories = Annotated[bool, typer.Option("--categories", help="Of attacked tables: an attacker can also change categories.")]
 Damping = Annotated[float | None, typer.Option(help="λ of estimators with curvature, as an L2 penalty; a tenth of the mean eigenvalue by default.")]
 Memory = Annotated[str | None, typer.Option(help="Most memory that scoring may use, such as 2GB; batches are made to fit.")]
 

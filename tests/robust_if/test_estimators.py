@@ -35,7 +35,8 @@ from robust_if import (
     Tuning,
     Utility,
 )
-from robust_if.attacks.targets import AdversarialLoss
+from robust_if.attacks.evasion import PGD, Threat
+from robust_if.attacks.targets import AdversarialLoss, RobustGap
 from robust_if.estimators import Combined
 from robust_if.fairness.targets import FairnessGap
 from robust_if.targets import Target
@@ -84,7 +85,12 @@ def gap(notion: str) -> Callable[[Samples, int], Target]:
 
 
 FAIR: dict[str, Any] = {notion: gap(notion) for notion in ("demographic_parity", "equalized_odds", "worst_group_loss")}
-SHIPPED: dict[str, Any] = TARGETS | FAIR | {"adversarial": lambda data, size: AdversarialLoss(data, eps=0.1, batch_size=size)}
+UNDER_ATTACK: dict[str, Any] = {
+    "adversarial": lambda data, size: AdversarialLoss(data, PGD(Threat(0.1)), batch_size=size),
+    "robust_gap": lambda data, size: RobustGap(data, PGD(Threat(0.1)), batch_size=size),
+    "robust_gap at fixed points": lambda data, size: RobustGap(data, PGD(Threat(0.1)), batch_size=size).fixed(case("mlp").task),
+}
+SHIPPED: dict[str, Any] = TARGETS | FAIR | UNDER_ATTACK
 
 
 @EVERY_ESTIMATOR

@@ -295,3 +295,135 @@ def test_samples_may_be_a_data_set_of_dictionaries() -> None:
 
     after = c.task.at(train(c.task, c.train, replace(SGD, epochs=30))[-1].state)
     assert risk(after) < 0.8 * risk(c.task)
+
+
+def noisy(task: Task, model: nn.Module, batch: Any, generator: torch.Generator) -> Tensor:
+    """An objective that draws from the recipe's generator."""
+    moved = (batch[0] + 0.1 * torch.randn(batch[0].shape, generator=generator).to(batch[0]), *batch[1:])
+    return task.loss(task.forward(model, moved), moved)
+
+
+def test_the_objective_of_the_task_itself_changes_nothing() -> None:
+    def own(task: Task, model: nn.Module, batch: Any, _: torch.Generator) -> Tensor:
+        assert model.training and model is not task.model
+        return task.loss(task.forward(model, batch), batch)
+
+    task, data = dropout_net(), case("mlp").train
+    assert same(train(task, data, replace(SGD, objective=own)), train(task, data, SGD))
+    assert not same(train(task, data, replace(SGD, objective=noisy)), train(task, data, SGD))
+
+
+@pytest.mark.parametrize("epochs", [1, 4])
+@pytest.mark.parametrize("rho", [0.0, 0.05])
+def test_a_run_with_an_objective_sharpness_and_new_weights_resumes_bit_identically(rho: float, epochs: int, tmp_path: Path) -> None:
+    task, data = dropout_net(), case("mlp").train
+    recipe = replace(SGD, objective=noisy, rho=rho)
+    asked: list[int] = []
+
+    def reweigh(now: Task, epoch: int) -> Any:
+        """By the losses at the present parameters, in every second epoch; the epoch after an interruption goes on with the weights before it."""
+        asked.append(epoch)
+        x, y = data.batch(slice(None))
+        losses = now.losses(now.params(), (x.float(), y)).detach().numpy()
+        return None if epoch % 2 else (losses < np.quantile(losses, 0.7)) * losses
+
+    whole = train(task, data, recipe, reweigh=reweigh)
+    assert asked == list(range(6)) and not same(whole, train(task, data, recipe))
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train(task, data, recipe, reweigh=reweigh, directory=tmp_path, progress=interrupt_after(epochs))
+    torch.rand(3)
+    assert same(train(task, data, recipe, reweigh=reweigh, directory=tmp_path), whole)
+    assert asked == list(range(6))
+
+
+def test_new_weights_count_from_their_epoch_on() -> None:
+    task, data = dropout_net(), case("mlp").train
+    weights = np.linspace(0, 2, TRAIN)
+    given = train(task, data, SGD, weights=weights)
+    assert same(train(task, data, SGD, reweigh=lambda _, epoch: weights if epoch == 0 else None), given)
+    assert same(train(task, data, SGD, weights=np.ones(TRAIN), reweigh=lambda _, epoch: weights), given)
+    assert same(train(task, data, SGD, weights=weights, reweigh=lambda *_: None), given)
+    late = train(task, data, SGD, reweigh=lambda _, epoch: weights if epoch == 2 else None)
+    first = replace(SGD, keep=6)
+    half, plain = train(task, data, first, reweigh=lambda _, epoch: weights if epoch == 2 else None), train(task, data, first)
+    assert same(half[:2], plain[:2]) and not same(half[2:3], plain[2:3]) and not same(late, given)
+
+
+def test_who_chooses_weights_sees_the_model_as_it_is_and_cannot_change_it() -> None:
+    task, data = dropout_net(), case("mlp").train
+    seen: list[dict[str, Tensor]] = []
+
+    def spoil(now: Task, _: int) -> None:
+        seen.append({name: value.clone() for name, value in now.model.state_dict().items()})
+        torch.rand(3)
+        with torch.no_grad():
+            for value in now.model.parameters():
+                value.zero_()
+
+    kept = train(task, data, replace(SGD, keep=6), reweigh=spoil)
+    assert same(kept, train(task, data, replace(SGD, keep=6)))
+    states = [task.model.state_dict(), *(each.state for each in kept[:-1])]
+    assert all(torch.equal(value, state[name]) for at, state in zip(seen, states, strict=True) for name, value in at.items())
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"), [(np.ones(3), r"weights: expected one weight per sample, shape \(13,\), got \(3,\)"), (np.zeros(TRAIN), "all are 0")]
+)
+def test_wrong_new_weights_are_refused(weights: Any, message: str) -> None:
+    c = case("logistic")
+    with pytest.raises(ValueError, match=message):
+        train(c.task, c.train, SGD, reweigh=lambda *_: weights)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_sharpness_aware_step_takes_the_gradient_uphill(decay: float) -> None:
+    """θ − lr (∇L(θ + ρ g / ‖g‖) + decay θ), the norm over all parameters, written out."""
+    c, rho = case("mlp"), 0.3
+    recipe = Recipe(epochs=1, lr=0.2, batch_size=100, momentum=0.0, weight_decay=decay, rho=rho)
+    got = c.task.at(train(c.task, c.train, recipe)[0].state).params()
+    start = c.task.params()
+
+    def slope(params: dict[str, Tensor]) -> dict[str, Tensor]:
+        leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+        c.task.losses(leaves, c.train.batch(slice(None))).mean().backward()
+        return {name: value.grad for name, value in leaves.items()}  # type: ignore[misc]
+
+    first = slope(start)
+    length = torch.sqrt(sum((each**2).sum() for each in first.values()))  # type: ignore[arg-type]
+    uphill = slope({name: value + rho * first[name] / length for name, value in start.items()})
+    for name, value in start.items():
+        assert torch.allclose(got[name], value - 0.2 * (uphill[name] + decay * value), rtol=0, atol=1e-10)
+    assert any(not torch.allclose(first[name], uphill[name], atol=1e-4) for name in first)
+
+
+def test_the_rise_of_sharpness_spares_parameters_that_are_not_trained() -> None:
+    c = case("mlp")
+    task = Task(c.task.model, parameters="5.*")
+    before, after = task.model.state_dict(), train(task, c.train, replace(SGD, rho=0.1))[-1].state
+    assert {key for key in after if not torch.equal(after[key], before[key])} == {"5.weight", "5.bias"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rho": -0.1}, "rho: expected a number of at least 0, got -0.1"),
+        ({"rho": float("nan")}, "rho: expected a number of at least 0, got nan"),
+        ({"objective": noisy, "accuracy": 0.9}, "accuracy: under an objective of one's own no training accuracy is known"),
+    ],
+)
+def test_objectives_and_sharpness_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**options)
+
+
+def test_the_directory_of_another_objective_or_choice_is_refused(tmp_path: Path) -> None:
+    task, data = dropout_net(), case("mlp").train
+    recipe = replace(SGD, objective=noisy)
+
+    def choose(*_: Any) -> None: ...
+
+    train(task, data, recipe, directory=tmp_path)
+    for other, reweigh in ((SGD, None), (replace(recipe, rho=0.1), None), (recipe, choose)):
+        with pytest.raises(ValueError, match="belongs to another training run"):
+            train(task, data, other, reweigh=reweigh, directory=tmp_path)
