@@ -1,7 +1,6 @@
 """Training for robustness from end to end, as ``robust-if harden`` does it: an undefended model, a hardened one, and how both hold under attack.
 
-Three splits always: models are trained on training data, which of these to use is decided on validation data, and test data are attacked once, when
-all is decided.
+Three splits always: which training samples are used is decided on validation data, and test data are attacked once, when all is decided.
 """
 
 from __future__ import annotations
@@ -63,10 +62,10 @@ class HardeningPlan:
         norm: of the attack, ``"linf"`` or ``"l2"``.
         immutable: columns of a table that the attacker cannot change.
         method: one of :data:`METHODS`.
-        steps: of the attack in training.
+        steps: of the attack in training, and of that on the validation samples.
         rho: radius of sharpness-aware minimisation, 0 for none.
         action: what happens to the samples that harm robustness most: ``"remove"``, ``"reweigh"`` (all are weighted, see :func:`softened`) or
-            ``"relabel"`` (as the first model sees them).
+            ``"relabel"`` (as the estimator suggests or the first model predicts).
         share: of the training samples that the action is about; 0 uses all as they are.
         rescore_every: epochs after which the samples are chosen anew, by the model of that moment; by default they are chosen once, by a first model.
         estimator: scores the samples.
@@ -111,10 +110,9 @@ class HardeningPlan:
             raise ValueError(f"remove: expected a share of at least 0 and below 1, got {self.share}")
         if self.rescore_every is not None and (self.action != "remove" or not self.share):
             raise ValueError("rescore-every: while a model is trained samples can only be removed; give a share with --remove, and --action remove")
-        if self.rescore_every is not None and self.rescore_every < 1:
-            raise ValueError(f"rescore-every: expected at least 1, got {self.rescore_every}")
-        if self.samples is not None and self.samples < 1:
-            raise ValueError(f"samples: expected at least 1, got {self.samples}")
+        for name, number in (("rescore-every", self.rescore_every), ("samples", self.samples)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name}: expected at least 1, got {number}")
         if self.method == "plain" and not self.rho and not self.share:
             raise ValueError("method: plain training without --rho and --remove is the undefended model itself; choose another method")
 
@@ -124,10 +122,9 @@ def softened(scores: Scores, share: float) -> NDArray[np.float64]:
 
     Where fewer samples than that are harmful, the most harmful one alone gets 0.
     """
-    values = np.asarray(scores.values)
-    limit = float(np.sort(values)[-max(int(share * len(values) + 1e-9), 1)])
-    limit = limit if limit > 0 else max(float(values.max()), np.finfo(np.float64).tiny)
-    return np.asarray(np.clip(1 - values / limit, 0, 2))
+    limit = float(np.sort(scores.values)[-max(int(share * len(scores) + 1e-9), 1)])
+    limit = limit if limit > 0 else max(float(scores.values.max()), np.finfo(np.float64).tiny)
+    return np.asarray(np.clip(1 - scores.values / limit, 0, 2))
 
 
 def run(plan: HardeningPlan, directory: Path, *, progress: Progress = silent, overwrite: bool = False) -> dict[str, Any]:
@@ -160,13 +157,12 @@ def run(plan: HardeningPlan, directory: Path, *, progress: Progress = silent, ov
     judged = {name: prepared.judged(task, work / f"attacks-{k}", progress) for k, (name, task) in enumerate(models.items())}
     Checkpoint.of(models["hardened"].model).save(directory / "model.safetensors")
     prepared.table(chosen).to_csv(directory / "weights.csv", index=False)
+    removed, relabelled = chosen.weights == 0, chosen.labels != prepared.problem.train.labels.numpy()
+    changed = {"removed": removed, "relabelled": relabelled, "reweighed": ~removed & (chosen.weights != 1)}
     result = {
         **prepared.facts(), "models": {name: each.record() for name, each in judged.items()},
         "gain": {what: gain(getattr(judged["undefended"], what), getattr(judged["hardened"], what)) for what in ("right", "robust")},
-        "changed": {
-            "removed": int((chosen.weights == 0).sum()), "relabelled": int((chosen.labels != prepared.problem.train.labels.numpy()).sum()),
-            "reweighed": int(((chosen.weights != 0) & (chosen.weights != 1)).sum()),
-        },
+        "changed": {what: int(which.sum()) for what, which in changed.items()},
         "files": {name: str(directory / file) for name, file in (("model", "model.safetensors"), ("weights", "weights.csv"))},
     }  # fmt: skip
     write_json(directory / "result.json", result, plain)
@@ -240,23 +236,28 @@ class Prepared:
             data = data.with_labels(chosen.labels)
             if plan.rescore_every is not None:
                 reweigh = Rescoring(
-                    data, self.target, plan.estimator, attack=FGSM(self.threat), keep=1 - plan.share, start=plan.rescore_every,
-                    every=plan.rescore_every, seed=plan.seed,
+                    data, self.target, plan.estimator, attack=None if plan.method == "plain" else FGSM(self.threat), keep=1 - plan.share,
+                    start=plan.rescore_every, every=plan.rescore_every, seed=plan.seed,
                 )  # fmt: skip
         hardening = replace(plan.recipe, objective=METHODS[plan.method](self.threat, plan.steps), rho=plan.rho)
         weights = None if chosen is None else chosen.weights
         return fit(self.problem.task(), data, recipe or hardening, weights=weights, reweigh=reweigh, directory=work, progress=progress)
 
     def chosen(self, first: Task) -> Chosen:
-        """What the plan's action makes of the influence of every sample, as it is under attack, on the loss of attacked validation samples."""
+        """What the plan's action makes of the influence of every sample on the loss of attacked validation samples.
+
+        Where training is adversarial the gradients of samples are those under attack; estimators without products of gradients see clean samples.
+        """
         plan, data = self.plan, self.problem.train
-        seen = attacked(first, data, PGD(self.threat, steps=plan.steps)) if plan.method != "plain" else data
+        moved = plan.method != "plain" and isinstance(plan.estimator, InnerProduct)
+        seen = attacked(first, data, PGD(self.threat, steps=plan.steps)) if moved else data
         scores = plan.estimator.score(first, seen, target=self.target)
         labels, weights = data.labels.numpy(), remove_top(scores, fraction=plan.share)
         if plan.action == "reweigh":
             return Chosen(softened(scores, plan.share), labels, scores)
         if plan.action == "relabel":
-            return Chosen(np.ones(len(data)), relabel(labels, predict(first, data).argmax(1), weights), scores)
+            suggested = predict(first, data).argmax(1) if scores.suggestions is None else scores.suggestions
+            return Chosen(np.ones(len(data)), relabel(labels, suggested, weights), scores)
         return Chosen(weights, labels, scores)
 
     def judged(self, task: Task, work: Path, progress: Progress) -> RobustAccuracy:
@@ -292,8 +293,7 @@ class Prepared:
 def gain(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> dict[str, float]:
     """The difference of two accuracies on the same samples with its 95 % interval, which is narrower than those of the two show.
 
-    Source: the normal approximation for paired proportions, Newcombe 1998, "Improved confidence intervals for the difference between binomial
-    proportions based on paired data", method 1.
+    Source: the normal approximation, method 1 of Newcombe 1998 on differences of paired proportions (Statistics in Medicine 17).
     """
     change = after.astype(float) - before.astype(float)
     half = 1.96 * float(change.std()) / np.sqrt(len(change))

@@ -86,11 +86,11 @@ class Objective:
             return gap(self.test.notion, y, decided, codes, positive=self.test.positive)
         return float((decided == y).mean())
 
-    def attacked(self, task: Task, *, checks: bool = False) -> Any:
-        """Robust accuracy against an ensemble of attacks, on evenly spaced test samples."""
+    def attacked(self, task: Task, *, checks: bool = False, radius: str | None = None) -> Any:
+        """Robust accuracy against an ensemble of attacks, on evenly spaced test samples; ``radius`` is what the text calls that of the attack."""
         assert isinstance(self.test, AdversarialLoss)
         rows = np.unique(np.linspace(0, len(self.test.data) - 1, min(ATTACKED, len(self.test.data))).round().astype(int))
-        return robust_accuracy(task, self.test.data.take(rows), self.test.attack.threat, preset="lite", checks=checks)
+        return robust_accuracy(task, self.test.data.take(rows), self.test.attack.threat, preset="lite", checks=checks, radius=radius)
 
     def measured(self, task: Task) -> dict[str, float]:
         """``soft``, the target itself on test data, and ``hard``, its metric where it has one."""
@@ -157,7 +157,8 @@ def write(
         values = {each.name: float(each.valid.value(task, params)) for each in objectives}
     for each in objectives:
         if isinstance(each.test, AdversarialLoss) and budget is None:
-            judged = each.attacked(task, checks=True)
+            unit = "of the pixel range" if train.kind == "image" else "standard deviations"
+            judged = each.attacked(task, checks=True, radius=f"{asked['settings']['eps']:g} {unit}")
             budget, warnings = judged.budget, [] if judged.believable else [f"robust accuracy: {judged.verdict}"]
     result = {
         "tradeoffs": True, **asked, "kind": train.kind, "n_train": len(train), "k": k, "level": LEVEL,

@@ -57,9 +57,9 @@ def quick() -> Iterator[None]:
     """One short attack in place of an ensemble."""
     whole = traded.robust_accuracy
 
-    def short(task: Any, data: Any, threat: Threat, *, preset: str, checks: bool) -> Any:
+    def short(task: Any, data: Any, threat: Threat, *, preset: str, checks: bool, radius: str | None) -> Any:
         assert preset == "lite"
-        return whole(task, data, threat, preset=PGD(threat, steps=3, loss="margin"), checks=False)
+        return whole(task, data, threat, preset=PGD(threat, steps=3, loss="margin"), checks=False, radius=radius)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(traded, "robust_accuracy", short)
@@ -89,7 +89,8 @@ def test_every_choice_is_verified_beside_no_and_random_removal(done: tuple[Path,
             assert verified["hard"]["low"] <= verified["hard"]["gain"] <= verified["hard"]["high"]
     none = result["choices"][0]["verified"]
     assert none["utility"]["hard"]["gain"] == 0 and none["adversarial"]["hard"]["value"] <= none["utility"]["hard"]["value"]
-    assert "pgd-3" in result["attack"] and result["verdict"] in said and "Worst for utility" in said and "harm both" in said
+    assert result["attack"].startswith("L∞ radius 0.3 standard deviations,") and "pgd-3" in result["attack"]
+    assert result["verdict"] in said and "Worst for utility" in said and "harm both" in said
     assert sorted(path.name for path in out.iterdir()) == [
         "choices.csv", "manifest.json", "model.safetensors", "report.html", "result.json", "scores.parquet"
     ]  # fmt: skip
@@ -169,6 +170,7 @@ def test_images_are_attacked_again_after_every_training(tmp_path: Path) -> None:
     )  # fmt: skip
     assert found.exit_code == 0, found.stderr
     result = json.loads(found.stdout)
+    assert result["attack"].startswith("L∞ radius 0.05 of the pixel range,")  # not that of the encoded images
     assert result["k"] == int(0.1 * result["n_train"] + 1e-9) and result["kind"] == "image"
     assert [each["metric"] for each in result["objectives"]] == ["accuracy", "robust accuracy"]
     assert any(entry["image"].startswith("data:image/png") for group in result["samples"] for entry in group["entries"])

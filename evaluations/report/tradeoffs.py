@@ -21,6 +21,8 @@ _NEEDED = (
 )  # fmt: skip
 #: Predictions below this share of the most that can change are rounding.
 NOTHING = 1e-9
+#: Marks of a plot that are closer, in percent of its width and height, share one.
+CLOSE = 6.5
 #: Columns of a table that a card shows before a click.
 FIELDS = 5
 
@@ -196,11 +198,31 @@ def _placed(marks: Sequence[Json], dots: Sequence[Sequence[float]], *, zero: boo
     def placed(at: Sequence[float]) -> dict[str, float]:
         return {"x": place(at[0], 0), "y": place(at[1], 1)}
 
+    spans = [
+        {"plain": m["plain"], **placed(m["at"]), "ends": [[place(x, k) for x in m["span"][k]] for k in (0, 1)]}
+        for m in marks
+        if m["span"] is not None
+    ]
     return {
-        "marks": [{"mark": m["mark"], "plain": m["plain"], **placed(m["at"]),
-                   "span": None if m["span"] is None else [[place(x, k) for x in m["span"][k]] for k in (0, 1)]} for m in marks],
+        "marks": _merged([{"mark": str(m["mark"]), "plain": m["plain"], **placed(m["at"])} for m in marks]), "spans": spans,
         "dots": [placed(dot) for dot in dots], "wide": axes[0]["ticks"], "high": axes[1]["ticks"], "zero": placed((0, 0)),
     }  # fmt: skip
+
+
+def _merged(marks: Sequence[Json]) -> list[dict[str, Any]]:
+    """Marks that would hide one another as one, in their middle, that names them all."""
+    groups: list[list[Json]] = []
+    for mark in marks:
+        near = next((group for group in groups if all(abs(mark[k] - each[k]) < CLOSE for each in group for k in "xy")), None)
+        if near is None:
+            groups.append([mark])
+        else:
+            near.append(mark)
+    return [
+        {"mark": " ".join(each["mark"] for each in group), "plain": all(each["plain"] for each in group),
+         **{k: round(sum(each[k] for each in group) / len(group), 2) for k in "xy"}}
+        for group in groups
+    ]  # fmt: skip
 
 
 def _axis(values: Sequence[float]) -> dict[str, Any]:

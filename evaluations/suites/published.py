@@ -148,8 +148,13 @@ def influence(
 
 
 def accuracies(attacked: Attacked, defended: Defended, *, seed: int, overshoot: float = 1.3) -> Mapping[str, float]:
-    """Accuracy on the stored points, on the untouched test set, and with the same points attacked again at the defended model."""
-    linear = _linear(attacked.scene)
+    """Accuracy on the stored points, on the untouched test set, and with the same points attacked again at the defended model.
+
+    Nothing of scenes that are not attacked by this protocol.
+    """
+    if not isinstance(attacked.scene, Linear):
+        return {}
+    linear = attacked.scene
     again = _attacked(linear.untouched, linear.moved, defended.task, overshoot)
     return {
         "accuracy_stored": _accuracy(defended.task, linear.test),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,7 @@ class Block:
     Args:
         metrics: those that a row has, see :func:`ordered`.
         cells: by defence and metric, in the order of the rows.
+        families: by defence, its label without the options that were varied.
         costs: by defence, mean seconds and largest peak of memory in bytes; ``None`` where unknown.
         curves: where a defence was run with several values of an option.
     """
@@ -89,6 +91,7 @@ class Block:
     attack: str
     metrics: tuple[str, ...]
     cells: Mapping[str, Mapping[str, Cell]]
+    families: Mapping[str, str]
     costs: Mapping[str, tuple[float | None, int | None]]
     curves: tuple[Curves, ...]
 
@@ -114,7 +117,9 @@ def _block(data: str, attack: str, rows: Sequence[Mapping[str, Any]]) -> Block:
         defences.setdefault(row["defence"], []).append(row)
     none = {row["seed"]: row["metrics"] for row in defences.get(BASELINE, [])}
     cells = {name: {metric: cell for metric in metrics if (cell := _cell(each, metric, none)) is not None} for name, each in defences.items()}
-    return Block(data, attack, metrics, cells, {name: _cost(each) for name, each in defences.items()}, tuple(_curves(defences, cells, metrics)))
+    families = {name: each[0]["family"] for name, each in defences.items()}
+    costs = {name: _cost(each) for name, each in defences.items()}
+    return Block(data, attack, metrics, cells, families, costs, tuple(_curves(defences, families, cells, metrics)))
 
 
 def _cell(rows: Sequence[Mapping[str, Any]], metric: str, none: Mapping[int, Mapping[str, float | None]]) -> Cell | None:
@@ -137,30 +142,40 @@ def _cost(rows: Sequence[Mapping[str, Any]]) -> tuple[float | None, int | None]:
     return float(np.mean(seconds)) if seconds else None, max(peaks, default=None)
 
 
-def _curves(defences: Mapping[str, Sequence[Mapping[str, Any]]], cells: Mapping[str, Mapping[str, Cell]], metrics: Sequence[str]) -> list[Curves]:
-    """Curves over each numeric option that takes several values while all others of the defence stay."""
+def _curves(
+    defences: Mapping[str, Sequence[Mapping[str, Any]]], families: Mapping[str, str], cells: Mapping[str, Mapping[str, Cell]], metrics: Sequence[str]
+) -> list[Curves]:  # fmt: skip
+    """Curves over each option that takes several numbers while all others of the defence stay; a value such as ``"auto"`` is no point of them."""
     found: dict[str, dict[str, dict[float, str]]] = {}  # option -> line -> value -> defence
     options = {name: rows[0]["options"]["defence"] for name, rows in defences.items()}
-    families = {name: rows[0]["family"] for name, rows in defences.items()}
     for name, own in options.items():
-        for option, value in own.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                continue
-            rest = {key: each for key, each in own.items() if key != option}
+        for option in (key for key, value in own.items() if _is_number(value)):
             alike = {
-                float(other[option]): label
-                for label, other in options.items()
-                if families[label] == families[name] and {key: each for key, each in other.items() if key != option} == rest
+                float(other[option]): each
+                for each, other in options.items()
+                if families[each] == families[name] and _is_number(other.get(option)) and _without(other, option) == _without(own, option)
             }
             if len(alike) >= CURVE:
-                found.setdefault(option, {}).setdefault(name.replace(f" {option}={value}", ""), dict(sorted(alike.items())))
+                label = re.sub(rf" {re.escape(option)}=\S+", "", name)  # not by value: the label may say 2 where the option is 2.0
+                found.setdefault(option, {}).setdefault(label, dict(sorted(alike.items())))
     none = cells.get(BASELINE, {})
-    return [
-        Curves(metric, option, tuple(drawn), none.get(metric))
+    drawn = [
+        Curves(metric, option, tuple(line for label, by in lines.items() if (line := _line(label, by, metric, cells)) is not None), none.get(metric))
         for option, lines in found.items()
         for metric in metrics
-        if (drawn := [
-            Line(label, tuple(by), tuple(cells[each][metric] for each in by.values()))
-            for label, by in lines.items() if all(metric in cells[each] for each in by.values())
-        ])
-    ]  # fmt: skip
+    ]
+    return [each for each in drawn if each.lines]
+
+
+def _line(label: str, by: Mapping[float, str], metric: str, cells: Mapping[str, Mapping[str, Cell]]) -> Line | None:
+    """The points that have the metric, ``None`` if they make no curve."""
+    points = {at: cells[name][metric] for at, name in by.items() if metric in cells[name]}
+    return Line(label, tuple(points), tuple(points.values())) if len(points) >= CURVE else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _without(options: Mapping[str, Any], option: str) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != option}

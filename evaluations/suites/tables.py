@@ -1,7 +1,8 @@
 """Tables with sensitive groups, learnt by logistic regression to its optimum: one drawn at random, and real ones.
 
 The real ones are read from the folder that ROBUST_IF_DATA names. Rows are divided at random by the seed, with as many positive labels in every part;
-numbers are standardised on the training rows and categories become one column per level. Label 1 is the favourable one.
+numbers are standardised on the training rows and categories become one column per level. Label 1 is the favourable one. An attacker at test time
+moves numbers within a radius in standard deviations; categories stay, and so does the sensitive feature of the drawn table.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def two_groups(
     x[:, :2] += 0.55 * (s[:, None] - 0.5)
     y = (x.sum(1) / np.sqrt(2) + noise * rng.logistic(size=n) > 0).astype(np.int64)
     rows = np.split(np.arange(n), [train, train + valid])
-    return _scene(np.c_[x, s - 0.5], y, np.where(s == 1, "B", "A"), rows, model, seed, 1.0, eps, fixed=8)
+    return _scene(np.c_[x, s - 0.5], y, np.where(s == 1, "B", "A"), rows, model, seed, 1.0, eps, moving=np.arange(9) < 8)
 
 
 def breast_cancer(*, seed: int, model: str = "logistic", eps: float = 0.1) -> Scene:
@@ -146,8 +147,8 @@ def _real(
     if rows:
         drawn = np.sort(np.random.default_rng([seed, 1]).permutation(len(y))[:rows])
         table, y, s = table.iloc[drawn], y[drawn], s[drawn]
-    x = pd.get_dummies(table, dtype=float).to_numpy(np.float64)
-    return _scene(x, y, s, _divided(y, seed, *shares), model, seed, l2, eps)
+    coded = pd.get_dummies(table, dtype=float)
+    return _scene(coded.to_numpy(np.float64), y, s, _divided(y, seed, *shares), model, seed, l2, eps, moving=coded.columns.isin(table.columns))
 
 
 def _divided(y: Labels, seed: int, test: float, valid: float) -> list[Labels]:
@@ -158,9 +159,10 @@ def _divided(y: Labels, seed: int, test: float, valid: float) -> list[Labels]:
 
 
 def _scene(
-    x: Array, y: Labels, s: NDArray[np.str_] | None, rows: list[Labels], model: str, seed: int, l2: float, eps: float, fixed: int | None = None
+    x: Array, y: Labels, s: NDArray[np.str_] | None, rows: list[Labels], model: str, seed: int, l2: float, eps: float,
+    moving: NDArray[np.bool_] | None = None,
 ) -> Known:  # fmt: skip
-    """The scene of training, validation and test ``rows``; ``fixed`` is a column that no attacker at test time changes."""
+    """The scene of training, validation and test ``rows``; ``moving`` are the columns that an attacker at test time changes, all by default."""
     mean, scale = x[rows[0]].mean(0), x[rows[0]].std(0)
     kept = np.flatnonzero(scale > 0)
     x = (x[:, kept] - mean[kept]) / scale[kept]
@@ -170,7 +172,7 @@ def _scene(
     groups = {} if everyone is None else {
         name: Groups(everyone.codes[each], everyone.features, everyone.values) for name, each in zip(names, rows, strict=True)
     }  # fmt: skip
-    mutable = None if fixed is None else torch.from_numpy(kept != fixed)
+    mutable = None if moving is None else torch.from_numpy(moving[kept])
     threat = Threat(eps, mutable=mutable) if eps else None
     fit, task = (Optimum(l2), linear(len(kept))) if model == "logistic" else (None, Task(models.build(model, (len(kept),), 2, seed).double()))
     recipe = replace(RECIPE, seed=seed)
