@@ -11,13 +11,16 @@ data are and with a fifth of the training labels flipped. Three seeds draw the d
 other draws, seeds 0 to 4. Choices of samples, every few epochs while the model is trained:
 
 * ``all``: none are left out.
-* ``harmful``: those whose removal is predicted to lower the loss of attacked validation samples most are left out: 5 %, or 20 % of flipped data.
+* ``harmful``: those whose removal is predicted to lower the loss of attacked validation samples most are left out: 5 %, or 20 % of flipped data,
+  where EK-FAC and the clean loss are used, which find flipped labels better.
 * ``random``: as many are left out at random.
+* ``relabelled``: of flipped data; before the training, labels that are more probably wrong than right are replaced (label odds).
 * ``learnt half``: half of the samples are drawn, in proportion to the size of their influence, and weighted by the inverse.
 * ``random half``: half of the samples are drawn at random.
 
-Gradients are counted as forward and backward passes of one sample, those that craft points and choose samples among them. Each (data, method, choice,
-seed) is appended to ``benchmarks/results/robust_training.jsonl`` as soon as it is known; finished ones are not run again.
+Gradients are counted as forward and backward passes of one sample, those that craft points and choose samples among them, but not those of label odds
+and of EK-FAC's factors. Each (data, method, choice, seed) is appended to ``benchmarks/results/robust_training.jsonl`` when it is known; finished
+ones are not run again.
 """
 
 from __future__ import annotations
@@ -44,6 +47,8 @@ from robust_if.attacks.labels import uniform
 from robust_if.attacks.rescoring import Rescoring
 from robust_if.attacks.robust_training import TRADES, PGDTraining
 from robust_if.attacks.targets import AdversarialLoss
+from robust_if.decisions import relabel, remove_above
+from robust_if.estimators.named import named
 from robust_if.evaluations.robustness import robust_accuracy
 from robust_if.task import Batch, Task
 from robust_if.training import Objective
@@ -92,6 +97,7 @@ EVERY = 5
 #: How samples are chosen: the rule, and whether half of them stay.
 CHOICES: dict[str, tuple[str, bool]] = {
     "all": ("", False), "harmful": ("harmful", False), "random": ("random", False), "learnt half": ("learnt", True), "random half": ("random", True),
+    "relabelled": ("", False),
 }  # fmt: skip
 METHODS: dict[str, Callable[[Threat], Objective]] = {
     "plain": lambda _: Plain(), "pgd": lambda threat: PGDTraining(threat, steps=STEPS), "trades": lambda threat: TRADES(threat, steps=STEPS)
@@ -126,20 +132,31 @@ def trained(data: str, method: str, choice: str, seed: int) -> tuple[Task, rif.S
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = models.cnn(setting.shape, 10, width=setting.width).eval().to(memory_format=torch.channels_last)
-    attack = None if method == "plain" else FGSM(threat)
-    target = AdversarialLoss(valid, PGD(threat, steps=STEPS))
+    if choice == "relabelled":
+        train = relabelled(Task(model), train, valid, seed)
+    clean = method == "plain" or bool(setting.flipped)
+    attack = None if clean else FGSM(threat)
+    target = rif.Utility(valid) if clean else AdversarialLoss(valid, PGD(threat, steps=STEPS))
+    estimator = rif.InnerProduct(rif.EKFAC()) if setting.flipped else rif.InnerProduct()
     keep = 0.5 if half else 1 - setting.harmful
     options: dict[str, Any] = {"attack": attack, "rule": rule, "keep": keep, "start": setting.start, "every": EVERY, "seed": seed}
-    reweigh = Rescoring(train, target, **options) if rule else None
+    reweigh = Rescoring(train, target, estimator, **options) if rule else None
     objective = Counted(METHODS[method](threat))
     recipe = replace(setting.recipe, objective=objective, seed=seed)
     began = time.process_time()
     task = rif.fit(Task(model), train, recipe, reweigh=reweigh)
     seconds = time.process_time() - began
     times = len(range(setting.start, recipe.epochs, EVERY)) if rule not in ("", "random") else 0
-    per_choice = len(train) * (1 + (attack is not None)) + len(valid) * (1 + STEPS)
+    per_choice = len(train) * (1 + (attack is not None)) + len(valid) * (1 if clean else 1 + STEPS)
     gradients = objective.samples * (1 if method == "plain" else 1 + STEPS) + times * per_choice
     return task, test, {"seconds": round(seconds, 1), "gradients": gradients, "seen": objective.samples}
+
+
+def relabelled(task: Task, train: rif.Samples, valid: rif.Samples, seed: int) -> rif.Samples:
+    """The samples with the suggested label where it is more probable than the given one."""
+    scores = rif.score(task, train, target=rif.Utility(valid), estimator=named(seed)["label-odds"])
+    assert scores.suggestions is not None
+    return train.with_labels(relabel(train.labels.numpy(), scores.suggestions, remove_above(scores)))
 
 
 def row(data: str, method: str, choice: str, seed: int, preset: str) -> dict[str, Any]:
@@ -191,6 +208,8 @@ def main() -> None:
     preset, seeds = options.preset or ("lite" if options.explore else "standard"), EXPLORED if options.explore else SEEDS
     parts = product(seeds, options.data or SETTINGS, options.method or METHODS, options.choice or CHOICES)
     for seed, data, method, choice in parts if not options.table else ():
+        if choice == "relabelled" and not SETTINGS[data].flipped:
+            continue
         asked = {"data": data, "method": method, "choice": choice, "seed": seed, "preset": preset}
         if key(asked) in map(key, rows()):
             continue

@@ -204,12 +204,12 @@ def _placed(marks: Sequence[Json], dots: Sequence[Sequence[float]], *, zero: boo
         if m["span"] is not None
     ]
     return {
-        "marks": _merged([{"mark": str(m["mark"]), "plain": m["plain"], **placed(m["at"])} for m in marks]), "spans": spans,
+        "marks": merged([{"mark": str(m["mark"]), "plain": m["plain"], **placed(m["at"])} for m in marks]), "spans": spans,
         "dots": [placed(dot) for dot in dots], "wide": axes[0]["ticks"], "high": axes[1]["ticks"], "zero": placed((0, 0)),
     }  # fmt: skip
 
 
-def _merged(marks: Sequence[Json]) -> list[dict[str, Any]]:
+def merged(marks: Sequence[Json]) -> list[dict[str, Any]]:
     """Marks that would hide one another as one, in their middle, that names them all."""
     groups: list[list[Json]] = []
     for mark in marks:

@@ -17,6 +17,7 @@ from sklearn.datasets import load_breast_cancer
 from robust_if.evaluations.report.remade import remake
 from robust_if.evaluations.report.suite import html as page_of
 from robust_if.evaluations.report.suite import render_suite
+from robust_if.evaluations.report.tradeoffs import merged
 from robust_if.evaluations.suites import engine
 from robust_if.evaluations.suites.suite import Suite
 from test_cli import invoke
@@ -110,6 +111,13 @@ def test_a_metric_is_written_alike_in_all_tables() -> None:
     """A name that sounds like a share, but is larger than 1 somewhere."""
     page = page_of(result([row(metrics={"rate": 0.5}, attack="a"), row(metrics={"rate": 40.0}, attack="b")], seeds=[0]))
     assert "rate,\N{NO-BREAK SPACE}%" not in page and "0.5" in text(page) and "50.0" not in text(page)
+
+
+def test_many_metrics_are_in_tables_that_fit() -> None:
+    names = [f"metric {k}" for k in range(13)]
+    page = page_of(result([row(metrics=dict.fromkeys(names, 2.0))], seeds=[0]))
+    tables = [re.findall(r'<th scope="col">(metric \d+)</th>', each) for each in page.split("<table")]
+    assert [len(each) for each in tables if each] == [5, 5, 3] and [name for each in tables for name in each] == names and "8 more metrics" in page
 
 
 def test_a_metric_that_is_no_share_is_drawn_as_it_is() -> None:
@@ -229,6 +237,15 @@ def test_a_missing_result_is_named(tmp_path: Path) -> None:
         render_suite(tmp_path)
 
 
+def test_marks_that_would_hide_one_another_are_one() -> None:
+    places = {"1": (10, 10), "2": (60, 10), "3": (12, 13), "r": (10, 18), "0": (8, 9)}
+    marks = merged([{"mark": name, "plain": name in "r0", "x": x, "y": y} for name, (x, y) in places.items()])
+    assert marks == [
+        {"mark": "1 3 0", "plain": False, "x": 10.0, "y": 10.67}, {"mark": "2", "plain": False, "x": 60.0, "y": 10.0},
+        {"mark": "r", "plain": True, "x": 10.0, "y": 18.0},
+    ]  # fmt: skip
+
+
 # real runs
 
 SUITE = """
@@ -336,6 +353,7 @@ def fits(page: Any) -> None:
     wide = """[...document.querySelectorAll('main *')].filter((each) => each.checkVisibility() && !each.closest('.skip, thead')
         && each.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map((each) => each.outerHTML.slice(0, 200))"""
     assert page.evaluate(wide) == []
+    assert page.evaluate("[...document.querySelectorAll('.wide')].every((each) => each.scrollWidth <= each.clientWidth)")
 
 
 def reached(page: Any, count: int) -> list[str]:
@@ -371,7 +389,7 @@ def test_the_page_of_a_suite_can_be_read_in_a_browser(evaluated: Path, opened: A
     assert stops[0] == "A Skip to the finding" and any(each.startswith("SUMMARY") for each in stops)
     page.locator("summary").first.focus()
     page.keyboard.press("Enter")
-    assert page.locator("details.more table").is_visible()
+    assert all(table.is_visible() for table in page.locator("details.more table").all())
     page.locator("summary").last.click()
     assert page.locator("code", has_text="--row").first.is_visible()
     fits(page)
