@@ -55,7 +55,7 @@ from robust_if.training import Objective
 
 RESULTS = Path(__file__).parent / "results" / "robust_training.jsonl"
 #: Test samples that are attacked.
-POINTS = 500
+POINTS = 300
 #: Steps of the attack in training, and of the target's.
 STEPS = 7
 SEEDS, EXPLORED = (10, 11, 12), (0, 1, 2)

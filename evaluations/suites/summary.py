@@ -15,8 +15,8 @@ from robust_if.evaluations.suites.comparing import better, interval, stem
 BASELINE = "none"
 #: Metrics that say most, in this order; the first that a block has is the one that it is judged by.
 FIRST = (
-    "attack_success", "accuracy_stored", "accuracy", "robust_accuracy", "auroc", "relabel_accuracy", "equalized_odds_difference", "bad_kept",
-    "demographic_parity_difference", "average_precision", "worst_class_accuracy",
+    "attack_success", "accuracy_attacked_again", "accuracy_stored", "accuracy", "robust_accuracy", "auroc", "relabel_accuracy",
+    "equalized_odds_difference", "bad_kept", "demographic_parity_difference", "average_precision", "worst_class_accuracy",
 )  # fmt: skip
 #: Points that make a curve.
 CURVE = 3

@@ -202,4 +202,6 @@ def _add_upper(total: Tensor, rows: Tensor) -> None:
 def _eigen(upper: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, none negative, and eigenvectors of the symmetric matrix with this upper triangle."""
     values, vectors = torch.linalg.eigh(upper, UPLO="U")
+    if not (values.isfinite().all() and vectors.isfinite().all()):  # LAPACK's divide and conquer can fail in single precision, without an error
+        values, vectors = (each.to(upper) for each in torch.linalg.eigh(upper.double(), UPLO="U"))
     return values.clamp(min=0), vectors
