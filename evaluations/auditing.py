@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from robust_if.checkpoints import load_checkpoint
 from robust_if.data import Samples
 from robust_if.evaluations.baselines import predict
-from robust_if.evaluations.folder import GROUPS, claim
+from robust_if.evaluations.folder import GROUPS, check_holds_none, claim
 from robust_if.evaluations.problem import Problem
 from robust_if.evaluations.report.audit import render_audit
 from robust_if.fairness.audit import Audit, audit
@@ -189,9 +189,7 @@ def audit_model(
 
 
 def _claim(directory: Path, data: Sequence[Dataset], mark: str, overwrite: bool) -> None:
-    for part in data:
-        if directory.resolve() in [part.path.resolve(), *part.path.resolve().parents]:  # --overwrite would delete it
-            raise ValueError(f"out: {directory} holds the data {part.path}; choose another folder")
+    check_holds_none(directory, [part.path for part in data])
     if (directory / "audit.json").exists() and not overwrite:
         raise ValueError(f"out: {directory} holds an earlier audit; choose another folder, or pass --overwrite")
     claim(directory, mark, overwrite)

@@ -6,6 +6,7 @@ import json
 import logging
 import platform
 import shutil
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,13 @@ def claim(directory: Path, mark: str, overwrite: bool) -> dict[str, Any] | None:
     directory.mkdir(parents=True, exist_ok=True)
     write_json(manifest, {MARK: mark})
     return None
+
+
+def check_holds_none(directory: Path, paths: Iterable[Path]) -> None:
+    """Raise a ``ValueError`` if the data at one of ``paths`` lie in the output folder, where an earlier run would be replaced and they with it."""
+    for path in paths:
+        if directory.resolve() in [path.resolve(), *path.resolve().parents]:
+            raise ValueError(f"out: {directory} holds the data {path}; choose another folder")
 
 
 def _mark(manifest: Path) -> str | None:

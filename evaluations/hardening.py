@@ -25,7 +25,7 @@ from robust_if.data import Samples
 from robust_if.decisions import relabel, remove_top
 from robust_if.estimators import Estimator, InnerProduct
 from robust_if.evaluations.baselines import predict
-from robust_if.evaluations.folder import claim
+from robust_if.evaluations.folder import check_holds_none, claim
 from robust_if.evaluations.problem import Problem
 from robust_if.evaluations.robustness import Preset, RobustAccuracy, check, robust_accuracy
 from robust_if.evaluations.threats import threat_of
@@ -137,9 +137,7 @@ def run(plan: HardeningPlan, directory: Path, *, progress: Progress = silent, ov
         ValueError: if the data or the plan are not fit to run; before any training.
     """
     prepared = Prepared.of(plan)
-    for part in (plan.train, plan.valid, plan.test):  # --overwrite would delete them
-        if directory.resolve() in [part.path.resolve(), *part.path.resolve().parents]:
-            raise ValueError(f"out: {directory} holds the data {part.path}; choose another folder")
+    check_holds_none(directory, (plan.train.path, plan.valid.path, plan.test.path))
     finished = claim(directory, prepared.mark, overwrite)
     if finished is not None:
         return finished

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from robust_if.data import Samples
 from robust_if.estimators import InnerProduct
 from robust_if.evaluations.auditing import columns, without
-from robust_if.evaluations.folder import claim
+from robust_if.evaluations.folder import check_holds_none, claim
 from robust_if.evaluations.problem import Problem
 from robust_if.evaluations.repair_plan import CLOSED_FORM, RepairPlan
 from robust_if.evaluations.repaired import Repaired, facts
@@ -56,9 +56,7 @@ def run(plan: RepairPlan, directory: Path, *, progress: Progress = silent, overw
     Raises:
         ValueError: if the data or the plan are not fit to run; nothing is left in ``directory`` then.
     """
-    for part in (plan.train, plan.valid, plan.test):  # --overwrite would delete them
-        if directory.resolve() in [part.path.resolve(), *part.path.resolve().parents]:
-            raise ValueError(f"out: {directory} holds the data {part.path}; choose another folder")
+    check_holds_none(directory, (plan.train.path, plan.valid.path, plan.test.path))
     prepared = Prepared.of(plan)
     finished = claim(directory, prepared.mark, overwrite)
     if finished is not None:

@@ -15,7 +15,7 @@ from robust_if.attacks.evasion import Norm
 from robust_if.checkpoints import Checkpoint, load_checkpoint
 from robust_if.data import Samples
 from robust_if.evaluations.baselines import predict
-from robust_if.evaluations.folder import claim
+from robust_if.evaluations.folder import check_holds_none, claim
 from robust_if.evaluations.problem import Problem
 from robust_if.evaluations.robustness import Preset, RobustAccuracy, check, robust_accuracy
 from robust_if.evaluations.threats import threat_of
@@ -89,9 +89,7 @@ def measure(
     check(task, attacked, threat, preset)
     state = load_checkpoint(model, task.model).state if isinstance(model, Path) else {}
     settings = (model, name, seed, threat, preset, checks)
-    for part in (train, test):
-        if directory.resolve() in [part.path.resolve(), *part.path.resolve().parents]:  # --overwrite would delete it
-            raise ValueError(f"out: {directory} holds the data {part.path}; choose another folder")
+    check_holds_none(directory, (train.path, test.path))
     finished = claim(directory, fingerprint(state, attacked, fingerprint({}, problem.train), *settings), overwrite)
     if finished is not None:
         return finished

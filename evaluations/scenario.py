@@ -28,7 +28,7 @@ from robust_if.estimators.named import named
 from robust_if.evaluations.baselines import ConfidentLearning, NearestNeighbours, accuracy, predict
 from robust_if.evaluations.calibration import remove_until_ended
 from robust_if.evaluations.detectors import poison_detectors
-from robust_if.evaluations.folder import claim, groups, write
+from robust_if.evaluations.folder import check_holds_none, claim, groups, write
 from robust_if.evaluations.plan import Outcome, Plan, Verdicts
 from robust_if.evaluations.poisoning import WORKS, attack_success, clean_model
 from robust_if.evaluations.problem import Problem
@@ -64,9 +64,7 @@ def run(plan: Plan, directory: Path, *, progress: Progress = silent, overwrite: 
     """
     given = [plan.train.path, plan.valid.path, plan.test.path, *([plan.checkpoint] if plan.checkpoint else [])]
     given += [plan.suspicion.inputs.path] if plan.suspicion else []
-    for path in given:  # --overwrite would delete them
-        if directory.resolve() in path.resolve().parents:
-            raise ValueError(f"out: {directory} holds the data {path}; choose another folder")
+    check_holds_none(directory, given)
     prepared = _Prepared.of(plan)
     finished = claim(directory, prepared.mark, overwrite)
     if finished is not None:

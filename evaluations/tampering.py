@@ -15,7 +15,7 @@ from robust_if.attacks.backdoors import Backdoor
 from robust_if.attacks.poisoned import Poisoned
 from robust_if.data import Samples
 from robust_if.encoding import check_apart
-from robust_if.evaluations.folder import claim
+from robust_if.evaluations.folder import check_holds_none, claim
 from robust_if.evaluations.named_attacks import Options, Plant, goal_shares, ready
 from robust_if.evaluations.splits import split_off
 from robust_if.loading import Dataset
@@ -51,9 +51,7 @@ def tamper(
         ValueError: before anything is written, if the attack is unknown, does not fit the kind of data or takes no such option, a class is not in the
             data, the trigger does not fit the inputs, or nothing would be poisoned.
     """
-    for path in [data.path, *([test.path] if test else [])]:  # --overwrite would delete them
-        if directory.resolve() in [path.resolve(), *path.resolve().parents]:
-            raise ValueError(f"out: {directory} holds the data {path}; choose another folder")
+    check_holds_none(directory, [data.path, *([test.path] if test else [])])
     plant = ready(attack, options, data)
     train, held, warnings = data, test, []
     if isinstance(plant, Backdoor) and test is None:

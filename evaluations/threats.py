@@ -59,6 +59,8 @@ def threat_of(
         if unknown:
             raise ValueError(f"immutable: there is no column {unknown[0]!r}; the columns are {list(train.features)[:20]}")
         return _of_table(encoder, (train, *held_out), eps, norm, immutable, categories)
+    if eps > 1:
+        raise ValueError(f"eps: of images it is a share of the pixel range, such as {8 / 255:.3f} for 8 of 255 grey levels; got {eps:g}")
     if immutable or categories:
         raise ValueError(f"{'immutable' if immutable else 'categories'}: expected none, since images have no columns")
     ends = np.ones((2, *encoder.shape), dtype=np.float32)

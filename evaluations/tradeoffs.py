@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from robust_if.checkpoints import Checkpoint
 from robust_if.decisions import remove_top
 from robust_if.estimators import Estimator
-from robust_if.evaluations.folder import claim
+from robust_if.evaluations.folder import check_holds_none, claim
 from robust_if.evaluations.problem import Problem
 from robust_if.evaluations.question import TARGETS, Asked, Question
 from robust_if.evaluations.traded import Measured, Objective, Verified, write
@@ -81,9 +81,7 @@ def run(plan: TradeoffPlan, directory: Path, *, sweep: Sweep = Sweep(), overwrit
     Raises:
         ValueError: if the data or the plan are not fit to run; nothing is left in ``directory`` then.
     """
-    for part in (plan.train, plan.valid, plan.test):  # --overwrite would delete them
-        if directory.resolve() in [part.path.resolve(), *part.path.resolve().parents]:
-            raise ValueError(f"out: {directory} holds the data {part.path}; choose another folder")
+    check_holds_none(directory, (plan.train.path, plan.valid.path, plan.test.path))
     prepared = Prepared.of(plan)
     finished = claim(directory, prepared.mark, overwrite)
     if finished is not None:

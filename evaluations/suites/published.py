@@ -30,6 +30,7 @@ from robust_if.data import Samples
 from robust_if.estimators import Ensemble, Estimator, InnerProduct, SelfInfluence
 from robust_if.evaluations.suites.files import folder
 from robust_if.evaluations.suites.parts import Attacked, Change, Defended, Scene
+from robust_if.evaluations.suites.tables import adult_rows
 from robust_if.fairness.logistic import FittedLogistic, Logistic
 from robust_if.scores import Scores
 from robust_if.targets import Utility
@@ -62,19 +63,11 @@ def adult(*, seed: int, intercept: bool = False, logarithm: bool = False) -> Lin
         intercept: the published model has none.
         logarithm: of capital gain and loss, log(1 + x), which are published as they are; one of them then carries 98.7 % of ‖w‖².
     """
-    names = [
-        "age", "workclass", "fnlwgt", "education", "education-num", "marital-status", "occupation", "relationship", "race", "sex", "capital-gain",
-        "capital-loss", "hours-per-week", "native-country", "income",
-    ]  # fmt: skip
-    files = [
-        pd.read_csv(folder("adult") / name, header=None, names=names, skipinitialspace=True, na_values="?", skiprows=skipped).dropna()
-        for name, skipped in (("adult.data.gz", 0), ("adult.test.gz", 1))
-    ]
-    frame = pd.concat(files, ignore_index=True)
+    frame, given = adult_rows()
     if logarithm:
-        frame[["capital-gain", "capital-loss"]] = np.log1p(frame[["capital-gain", "capital-loss"]])
+        frame = frame.assign(**{name: np.log1p(frame[name]) for name in ("capital-gain", "capital-loss")})
     y: Labels = np.asarray(frame["income"].str.startswith(">50K"), dtype=np.int64)
-    return _scene(_numbers(frame.drop(columns=["fnlwgt", "income"])), y, len(files[0]), 2.2622, intercept)
+    return _scene(_numbers(frame.drop(columns=["fnlwgt", "income"])), y, given, 2.2622, intercept)
 
 
 def bank(*, seed: int, intercept: bool = False) -> Linear:

@@ -109,7 +109,7 @@ def adult(*, seed: int, model: str = "logistic", sensitive: str = "sex", rows: i
     """
     if sensitive not in ("sex", "race"):
         raise ValueError(f"sensitive: expected 'sex' or 'race', got {sensitive!r}")
-    frame = _adult()
+    frame, _ = adult_rows()
     s = frame["sex"] if sensitive == "sex" else frame["race"].where(frame["race"] == "White", "other")
     y = frame["income"].str.startswith(">50K").to_numpy().astype(np.int64)
     return _real(frame.drop(columns=["fnlwgt", "income"]), y, s.to_numpy(str), model, seed, (0.33, 0.17), 2.2622, rows, eps)
@@ -180,7 +180,8 @@ def _scene(
 
 
 @cache
-def _adult() -> pd.DataFrame:
+def adult_rows() -> tuple[pd.DataFrame, int]:
+    """Adult without rows that miss a value, in the order of its two files, and how many of them are in the first."""
     names = [
         "age", "workclass", "fnlwgt", "education", "education-num", "marital-status", "occupation", "relationship", "race", "sex", "capital-gain",
         "capital-loss", "hours-per-week", "native-country", "income",
@@ -189,4 +190,4 @@ def _adult() -> pd.DataFrame:
         pd.read_csv(folder("adult") / file, header=None, names=names, skipinitialspace=True, na_values="?", skiprows=skipped).dropna()
         for file, skipped in (("adult.data.gz", 0), ("adult.test.gz", 1))
     ]
-    return pd.concat(files, ignore_index=True)
+    return pd.concat(files, ignore_index=True), len(files[0])

@@ -21,6 +21,7 @@ from robust_if import fisher as module
 from robust_if.data import to
 from robust_if.fisher import fisher_gradients
 from robust_if.layers import Live
+from robust_if.preconditioners import spectra
 from robust_if.preconditioners.kronecker import EKFAC, KFAC
 from robust_if.preconditioners.spectra import Block, turned_squares
 from robust_if.task import Params
@@ -149,8 +150,6 @@ def test_restricted_parameters_have_the_same_blocks(method: type[KFAC]) -> None:
 
 
 def test_large_parameters_without_structure_are_taken_by_their_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
-    from robust_if.preconditioners import spectra
-
     monkeypatch.setattr(spectra, "LARGEST_DENSE", 20)
     monkeypatch.setattr(spectra, "LARGEST_SIDE", 16)
     c = case("attention")
@@ -372,3 +371,19 @@ def test_a_model_whose_outputs_cannot_be_sampled_is_sent_to_the_empirical_fisher
     general = Task(c.task.model, mean_of_losses)
     with pytest.raises(ValueError, match="3 outputs, at most 2 are allowed"):
         KFAC().build(general, general.params(), c.train, Sweep())
+
+
+def test_a_decomposition_that_fails_in_single_precision_is_done_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LAPACK's divide and conquer returned NaN, without an error, for a finite 785 x 785 matrix of float32."""
+    exact = torch.linalg.eigh
+
+    def failing(matrix: Tensor, **options: str) -> tuple[Tensor, Tensor]:
+        values, vectors = exact(matrix, **options)
+        return (values, vectors) if matrix.dtype == torch.float64 else (values * torch.nan, vectors * torch.nan)
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    root = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
+    matrix = root @ root.mT
+    values, vectors = spectra._eigen(matrix.triu())
+    assert values.dtype == vectors.dtype == torch.float32
+    assert torch.allclose(vectors @ values.diag() @ vectors.mT, matrix, atol=1e-4)
