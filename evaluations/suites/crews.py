@@ -56,9 +56,11 @@ class Processes:
         self._context = multiprocessing.get_context("spawn")
         self._hands: dict[int, tuple[Any, Connection]] = {}
         self._rows: dict[int, Row] = {}
+        self._started: set[int] = set()
 
     def give(self, worker: int, row: Row) -> None:
         if worker not in self._hands:
+            self._started.discard(worker)
             ours, theirs = self._context.Pipe()
             process = self._context.Process(target=_serve, args=(theirs,), daemon=False)
             process.start()
@@ -69,16 +71,26 @@ class Processes:
             self._hands[worker][1].send(row)
 
     def next(self) -> tuple[int, Record]:
-        ready = wait([self._hands[worker][1] for worker in self._rows])
-        worker = next(worker for worker in self._rows if self._hands[worker][1] in ready)
-        row, (process, pipe) = self._rows.pop(worker), self._hands[worker]
-        try:
-            record: Record = pipe.recv()
-        except (EOFError, OSError):
-            del self._hands[worker]
-            process.join()
-            record = Record(row.id, error=f"{row.said()}: {_death(process.exitcode)}")
-        return worker, record
+        while True:
+            ready = wait([self._hands[worker][1] for worker in self._rows])
+            worker = next(worker for worker in self._rows if self._hands[worker][1] in ready)
+            process, pipe = self._hands[worker]
+            try:
+                said: Record | None = pipe.recv()
+            except (EOFError, OSError):
+                row = self._rows.pop(worker)
+                del self._hands[worker]
+                process.join()
+                if worker not in self._started:
+                    raise RuntimeError(
+                        f"workers: {_death(process.exitcode)} before it could begin; a script that runs a suite must do so under "
+                        "`if __name__ == '__main__':`, since every worker imports it"
+                    ) from None
+                return worker, Record(row.id, error=f"{row.said()}: {_death(process.exitcode)}")
+            if said is not None:
+                self._rows.pop(worker)
+                return worker, said
+            self._started.add(worker)
 
     def close(self) -> None:
         """End all workers, whatever they have in hand."""
@@ -145,6 +157,7 @@ def _serve(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     worker = Worker()
+    pipe.send(None)  # it has begun
     while True:
         try:
             row = pipe.recv()

@@ -503,3 +503,21 @@ def test_two_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         comparing.compare(one, tmp_path)
     with pytest.raises(ValueError, match="tolerance: expected a number of at least 0, got -1"):
         comparing.compare(one, one, tolerance=-1)
+
+
+def test_a_script_that_its_workers_cannot_import_is_told_so_at_once(tmp_path: Path) -> None:
+    """Without the guard every worker would run the script again, and die before its first row."""
+    (tmp_path / "small.toml").write_text(SMALL)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\nfrom robust_if.evaluations.suites import engine\nfrom robust_if.evaluations.suites.suite import Suite\n"
+        "engine.run(Suite.read('small.toml'), Path('out'), workers=1)\n"
+    )
+    here = str(Path(__file__).parents[1])
+    ended = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{here}:{Path(here).parent}"}, capture_output=True,
+        text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "if __name__ == '__main__':" in ended.stderr
+    assert not list((tmp_path / "out" / "rows").iterdir())
