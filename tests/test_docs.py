@@ -87,6 +87,13 @@ def test_the_page_on_scale_runs(fitted: dict[str, Any], tmp_path: Path, monkeypa
     assert np.allclose(names["scores"].values, one.values, atol=1e-7) and names["pairs"].shape == (200, 100)
 
 
+def test_the_page_on_robustness_runs(fitted: dict[str, Any]) -> None:
+    names = run_blocks(ROOT / "docs" / "robustness.md", fitted)
+    assert len(names["scores"]) == 200 and names["hardened"].params().keys() == fitted["task"].params().keys()
+    under = [float(names["target"].value(task, task.params())) for task in (fitted["task"], names["hardened"])]
+    assert under[1] < under[0]
+
+
 def test_the_page_on_poisons_finds_the_poison(capsys: pytest.CaptureFixture[str]) -> None:
     names = run_blocks(ROOT / "docs" / "poisons.md", {})
     removed, poison = names["weights"] == 0, names["poisoned"].mask
