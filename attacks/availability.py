@@ -17,7 +17,7 @@ from sklearn.datasets import make_classification
 from torch import Tensor
 
 from robust_if.attacks.crafting import Region
-from robust_if.attacks.evasion import Bounds, Limit, pgd
+from robust_if.attacks.evasion import Bounds, Limit, Threat, pgd
 from robust_if.attacks.poisoned import Poisoned
 from robust_if.data import Samples, as_samples, to
 from robust_if.task import Task
@@ -148,7 +148,7 @@ def targeted_adversarial(
     wanted, params = data.labels.new_tensor(goals)[data.labels], task.params()
     like = next(task.model.parameters())
     attacked = [
-        pgd(task, params, to(batch, like), eps=eps, steps=steps, bounds=bounds, targeted=True)
+        pgd(task, params, to(batch, like), Threat(eps, bounds=bounds), steps=steps, targeted=True)
         for batch in zip(torch.split(x, batch_size), torch.split(wanted, batch_size), strict=True)
     ]
     return _poisoned(data, region.project(torch.cat(attacked).to(x)))

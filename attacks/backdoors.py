@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from robust_if.attacks.evasion import pgd
+from robust_if.attacks.evasion import Threat, pgd
 from robust_if.attacks.poisoned import Poisoned, number
 from robust_if.attacks.triggers import CORNERS, Blend, FeatureValues, Patch, Pieces, Sinusoid, Trigger, Warp, Word
 from robust_if.data import Samples
@@ -169,7 +169,7 @@ class Disturbed(Trigger):
     def weak(self, x: Tensor, generator: torch.Generator) -> Tensor:
         like = next(self.task.model.parameters())
         batch = (x.to(like), torch.full((len(x),), self.goal, device=like.device))
-        hard = pgd(self.task, self.task.params(), batch, eps=self.eps, steps=self.steps, bounds=self.bounds)
+        hard = pgd(self.task, self.task.params(), batch, Threat(self.eps, bounds=self.bounds), steps=self.steps)
         planted: Tensor = self.trigger.weak(hard.to(x), generator)
         return planted
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robust_if.attacks.evasion import Attack, Threat
+from robust_if.attacks.evasion.ball import check_input
 from robust_if.data import to
 from robust_if.predictions import class_logits
 from robust_if.task import Batch, Params, Task
@@ -53,8 +54,7 @@ class LinearAttack(Attack):
         return "linear"
 
     def __call__(self, task: Task, params: Params, batch: Batch) -> Tensor:
-        if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], Tensor):
-            raise ValueError(f"batch: an attack expects batches (input, …) with the input as first tensor, got {type(batch).__name__}")
+        check_input(batch)
         params = {name: value.detach() for name, value in params.items()}
         batch = to(batch, next(iter(params.values())))
         clean: Tensor = batch[0].detach()

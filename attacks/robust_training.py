@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code expects
 
 from robust_if.attacks.evasion import Limit, Threat, step_length
-from robust_if.attacks.evasion.ball import Ball, fit
+from robust_if.attacks.evasion.ball import Ball, check_input, fit
 from robust_if.predictions import class_logits, log_odds
 from robust_if.task import Batch, Task
 
@@ -169,9 +169,8 @@ def crafted(
     Raises:
         ValueError: if the threat does not fit the inputs, or the loss does not depend on them.
     """
-    if not isinstance(batch, (tuple, list)) or not isinstance(batch[0], Tensor):
-        raise ValueError(f"batch: an attack expects batches (input, …) with the input as first tensor, got {type(batch).__name__}")
-    ball = Ball.around(batch[0].detach(), threat.eps, threat.bounds, threat.mutable, threat.norm)
+    check_input(batch)
+    ball = Ball.around(batch[0].detach(), threat)
     length, slope = fit("alpha", step_length(alpha, threat.eps, steps), ball.clean), torch.zeros_like(ball.clean)
 
     def valid(point: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robust_if.attacks.evasion import Attack
+from robust_if.attacks.evasion.ball import check_input
 from robust_if.data import Samples, to
 from robust_if.targets import Functional
 from robust_if.task import Batch, Params, Task
@@ -42,8 +43,7 @@ class AdversarialLoss(Functional):
             raise TypeError(f"attack: expected an attack, such as PGD(Threat(eps=0.1)), got {type(self.attack).__name__}")
         # a map-style data set is not read whole for this; its other samples are checked as they come
         batch = self.data.batch(slice(None) if isinstance(self.data.tensors, tuple) else slice(0, 1))
-        if not isinstance(batch, (tuple, list)) or not isinstance(batch[0], Tensor):
-            raise ValueError(f"data: an attack expects batches (input, …) with the input as first tensor, got {type(batch).__name__}")
+        check_input(batch, "data")
         threat = self.attack.threat
         radius = torch.as_tensor(threat.eps)
         if not (radius >= 0).all() or not radius.any():

@@ -89,7 +89,7 @@ class Subject:
     @property
     def radius(self) -> Tensor:
         """With the shape of one sample, 0 where a feature may not move."""
-        return Ball.around(self.batch[0], self.threat.eps, None, self.threat.mutable, self.threat.norm).radius
+        return Ball.around(self.batch[0], self.threat).radius
 
     def outputs(self, batch: Batch | None = None) -> Tensor:
         with torch.no_grad():
@@ -137,7 +137,7 @@ def errors(task: Task, params: Params, batch: Batch) -> Tensor:
 
 def excess(threat: Threat, clean: Tensor, points: Tensor) -> Tensor:
     """How far each of the points ``(B, …)`` lies outside what the threat allows, the largest distance of its features, ``(B,)``."""
-    nearest = Ball.around(clean, threat.eps, threat.bounds, threat.mutable, threat.norm).clip(points)
+    nearest = Ball.around(clean, threat).clip(points)
     return (nearest - points).abs().flatten(1).amax(1)
 
 

@@ -202,7 +202,7 @@ def robust_accuracy(
 
 def said(threat: Threat, x: Tensor, radius: str | None = None) -> str:
     """What the attacker may do in words, for inputs like ``x`` ``(1, …)``; ``radius`` replaces the bare number."""
-    lengths = Ball.around(x.detach(), threat.eps, None, threat.mutable, threat.norm).radius
+    lengths = Ball.around(x.detach(), threat).radius
     moving = lengths[lengths > 0]
     least, most = (float(moving.min()), float(moving.max())) if len(moving) else (0.0, 0.0)
     number = radius or (f"{least:.4g}" if np.isclose(least, most, rtol=1e-5) else f"{least:.4g} to {most:.4g} by feature")

@@ -8,12 +8,12 @@ The functions search once; an :class:`Attack` holds what they are given, so that
 """
 
 from robust_if.attacks.evasion.ascent import apgd, fgsm, pgd, step_length
-from robust_if.attacks.evasion.attack import APGD, FGSM, PGD, Attack, Threat
-from robust_if.attacks.evasion.ball import Bounds, Limit, Norm, box
+from robust_if.attacks.evasion.attack import APGD, FGSM, PGD, Attack
+from robust_if.attacks.evasion.ball import Bounds, Limit, Norm, Projection, Threat, box
 from robust_if.attacks.evasion.ensemble import Broken, Ensemble, lite, standard
 from robust_if.attacks.evasion.fab import FAB
 from robust_if.attacks.evasion.losses import Loss, dlr, margin
-from robust_if.attacks.evasion.projections import OneHot, Projection, WholeNumbers
+from robust_if.attacks.evasion.projections import OneHot, WholeNumbers
 from robust_if.attacks.evasion.square import Square
 from robust_if.attacks.evasion.targeted import TargetedAPGD
 from robust_if.attacks.evasion.wrapped import TorchAttacks

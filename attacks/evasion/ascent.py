@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from robust_if.attacks.evasion.ball import Bounds, Limit, Norm, fit, per_sample
+from robust_if.attacks.evasion.ball import Limit, Threat, fit, per_sample
 from robust_if.attacks.evasion.losses import Loss
-from robust_if.attacks.evasion.projections import Projection
 from robust_if.attacks.evasion.search import Search
 from robust_if.task import Batch, Params, Task
 
 
-def fgsm(
-    task: Task, params: Params, batch: Batch, *, eps: Limit, bounds: Bounds | None = None, mutable: Tensor | None = None,
-    project: Projection | Sequence[Projection] | None = None, loss: Loss | None = None, targeted: bool = False, norm: Norm = "linf",
-) -> Tensor:  # fmt: skip
+def fgsm(task: Task, params: Params, batch: Batch, threat: Threat, *, loss: Loss | None = None, targeted: bool = False) -> Tensor:
     """One step of length ``eps`` from the clean input, which stays where the step does not raise the loss.
 
     Arguments, result and errors are those of :func:`pgd`.
 
     Source: the fast gradient sign method of Goodfellow et al. 2015 (arXiv 1412.6572), section 4.
     """
-    return pgd(
-        task, params, batch, eps=eps, steps=1, alpha=eps, bounds=bounds, mutable=mutable, project=project, loss=loss, targeted=targeted, norm=norm
-    )
+    return pgd(task, params, batch, threat, steps=1, alpha=threat.eps, loss=loss, targeted=targeted)
 
 
 def pgd(
-    task: Task, params: Params, batch: Batch, *, eps: Limit, steps: int = 10, alpha: Limit | None = None, bounds: Bounds | None = None,
-    mutable: Tensor | None = None, project: Projection | Sequence[Projection] | None = None, loss: Loss | None = None, targeted: bool = False,
-    norm: Norm = "linf", random_start: bool = False, generator: torch.Generator | None = None,
+    task: Task, params: Params, batch: Batch, threat: Threat, *, steps: int = 10, alpha: Limit | None = None, loss: Loss | None = None,
+    targeted: bool = False, random_start: bool = False, generator: torch.Generator | None = None,
 ) -> Tensor:  # fmt: skip
     """Projected gradient ascent: steps of one length in the direction of steepest ascent; for every sample the point of largest loss that was met.
 
@@ -42,18 +33,13 @@ def pgd(
     Args:
         params: the parameters at which the model is attacked; inputs are brought to their device and floating-point type.
         batch: ``(input, …)``, the input of shape ``(B, …)`` and floating point; labels come second, where the loss needs them.
-        eps: radius of the ball in the unit of the inputs: a number, or a tensor that broadcasts to one sample. A feature of radius 0 does not move.
-            In L2 the ball is ‖δ / eps‖ ≤ 1, an ellipsoid where radii differ.
+        threat: what the attacker may do. In L2 the ball is ‖δ / eps‖ ≤ 1, an ellipsoid where radii differ. An input that is just outside the
+            bounds, by rounding, may stay where it is.
         steps: each costs a forward and a backward pass; one more forward pass is made at the end.
-        alpha: length of a step, given like ``eps``; 2.5 ``eps`` / ``steps`` by default.
-        bounds: ``(low, high)``, the smallest and the largest valid input, given like ``eps``; none by default. An input that is just outside, by
-            rounding, may stay where it is.
-        mutable: boolean tensor that broadcasts to one sample, false where a feature must not move; all may by default.
-        project: for inputs that are not valid everywhere: :class:`WholeNumbers`, :class:`OneHot`, a function like them, or several; L∞ only.
+        alpha: length of a step, given like ``threat.eps``; 2.5 ``eps`` / ``steps`` by default.
         loss: what rises: ``"ce"``, ``"dlr"``, ``"margin"``, a function ``(outputs, batch) -> (B,)``, or a target that is the mean of a loss per
             sample; the task's own by default. To count errors take ``"margin"``, which is positive exactly on errors.
         targeted: let the loss fall instead; labels then say what the inputs are to be taken for. Not with ``"dlr"``.
-        norm: ``"linf"`` or ``"l2"``.
         random_start: begin at a point drawn from the ball instead of the clean input.
         generator: draws that point; a generator carries on from one batch to the next, so that no batch size changes the draws.
 
@@ -67,8 +53,8 @@ def pgd(
 
     Source: Madry et al. 2018 (arXiv 1706.06083), section 2.1, the attack; the length of a step is that of their experiments.
     """
-    length = step_length(alpha, eps, steps)
-    search, point = Search.begin(task, params, batch, eps, bounds, mutable, norm, project, loss, targeted, random_start, generator)
+    length = step_length(alpha, threat.eps, steps)
+    search, point = Search.begin(task, params, batch, threat, loss, targeted=targeted, random_start=random_start, generator=generator)
     ball, slope, length = search.ball, torch.zeros_like(point), fit("alpha", length, point)
     for _ in range(steps):
         _, slope = search.visit(point, slope)
@@ -78,8 +64,7 @@ def pgd(
 
 
 def apgd(
-    task: Task, params: Params, batch: Batch, *, eps: Limit, steps: int = 100, bounds: Bounds | None = None, mutable: Tensor | None = None,
-    project: Projection | Sequence[Projection] | None = None, loss: Loss | None = "ce", targeted: bool = False, norm: Norm = "linf",
+    task: Task, params: Params, batch: Batch, threat: Threat, *, steps: int = 100, loss: Loss | None = "ce", targeted: bool = False,
     random_start: bool = False, generator: torch.Generator | None = None, first_error: bool = False,
 ) -> Tensor:  # fmt: skip
     """Auto-PGD: ascent with momentum in which every sample halves its own step, 2 ``eps`` at first, when its loss stops rising.
@@ -95,7 +80,9 @@ def apgd(
     Source: Croce and Hein 2020 (arXiv 2003.01690), algorithm 1 with the constants of section 3; one run, from the clean input by default.
     """
     _check_steps(steps)
-    search, point = Search.begin(task, params, batch, eps, bounds, mutable, norm, project, loss, targeted, random_start, generator, first_error)
+    search, point = Search.begin(
+        task, params, batch, threat, loss, targeted=targeted, random_start=random_start, generator=generator, first_error=first_error
+    )
     before = point
     losses, slope = search.visit(point, torch.zeros_like(point))
     factor, rises, halved = torch.full_like(losses, 2.0), torch.zeros_like(losses), torch.zeros_like(losses, dtype=torch.bool)

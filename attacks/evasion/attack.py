@@ -1,45 +1,17 @@
-"""An attack as settings: what the attacker may do, and how it searches; applied to any model and batch."""
+"""An attack as settings: a threat and how it is searched; applied to any model and batch."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from robust_if.attacks.evasion.ascent import apgd, fgsm, pgd, step_length
-from robust_if.attacks.evasion.ball import Bounds, Limit, Norm, box
+from robust_if.attacks.evasion.ball import Limit, Threat
 from robust_if.attacks.evasion.losses import Loss
-from robust_if.attacks.evasion.projections import Projection
 from robust_if.targets import Functional
 from robust_if.task import Batch, Params, Task
-
-
-@dataclass(frozen=True)
-class Threat:
-    """What an attacker may do to an input: the threat model.
-
-    Args:
-        eps: radius of the ball around the clean input, in the unit of the inputs: a number, or a tensor that broadcasts to one sample.
-        norm: ``"linf"`` or ``"l2"``.
-        bounds: ``(low, high)``, the smallest and the largest valid input, given like ``eps``; none by default.
-        mutable: boolean tensor that broadcasts to one sample, false where a feature must not move; all may by default.
-        project: for inputs that are not valid everywhere, such as :class:`~robust_if.attacks.evasion.WholeNumbers`; L∞ only.
-    """
-
-    eps: Limit
-    norm: Norm = "linf"
-    bounds: Bounds | None = None
-    mutable: Tensor | None = None
-    project: tuple[Projection, ...] = ()
-
-    def check(self, x: Tensor, name: str = "inputs") -> None:
-        """Raise a ``ValueError`` if the threat does not fit the clean inputs ``x`` ``(B, …)``, see :func:`robust_if.attacks.evasion.box`."""
-        box(x, self.eps, self.bounds, name, mutable=self.mutable)
-
-    def scaled(self, factor: float) -> Threat:
-        """The same with another radius; ``inf`` leaves the bounds alone."""
-        return replace(self, eps=self.eps * factor)
 
 
 @dataclass(frozen=True)
@@ -88,8 +60,7 @@ class FGSM(Attack):
         return "fgsm"
 
     def __call__(self, task: Task, params: Params, batch: Batch) -> Tensor:
-        t = self.threat
-        return fgsm(task, params, batch, eps=t.eps, bounds=t.bounds, mutable=t.mutable, project=t.project, loss=self.loss, norm=t.norm)
+        return fgsm(task, params, batch, self.threat, loss=self.loss)
 
 
 @dataclass(frozen=True)
@@ -112,11 +83,7 @@ class PGD(Attack):
         return f"pgd-{self.steps}"
 
     def __call__(self, task: Task, params: Params, batch: Batch) -> Tensor:
-        t = self.threat
-        return pgd(
-            task, params, batch, eps=t.eps, steps=self.steps, alpha=self.alpha, bounds=t.bounds, mutable=t.mutable, project=t.project,
-            loss=self.loss, norm=t.norm,
-        )  # fmt: skip
+        return pgd(task, params, batch, self.threat, steps=self.steps, alpha=self.alpha, loss=self.loss)
 
 
 @dataclass(frozen=True)
@@ -138,14 +105,8 @@ class APGD(Attack):
         return f"apgd-{self.loss}" if isinstance(self.loss, str) else "apgd"
 
     def __call__(self, task: Task, params: Params, batch: Batch) -> Tensor:
-        return self._run(task, params, batch, first_error=False)
+        return apgd(task, params, batch, self.threat, steps=self.steps, loss=self.loss)
 
     def first_error(self, task: Task, params: Params, batch: Batch) -> Tensor:
-        return self._run(task, params, batch, first_error=not isinstance(self.loss, Functional))
-
-    def _run(self, task: Task, params: Params, batch: Batch, *, first_error: bool) -> Tensor:
-        t = self.threat
-        return apgd(
-            task, params, batch, eps=t.eps, steps=self.steps, bounds=t.bounds, mutable=t.mutable, project=t.project, loss=self.loss, norm=t.norm,
-            first_error=first_error,
-        )  # fmt: skip
+        counts = not isinstance(self.loss, Functional)  # a target does not tell errors from its value
+        return apgd(task, params, batch, self.threat, steps=self.steps, loss=self.loss, first_error=counts)

@@ -1,12 +1,15 @@
-"""Where an attack may go: a ball around the clean inputs, cut by their bounds."""
+"""Where an attack may go: what a threat allows, as a ball around the clean inputs that is cut by their bounds."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
 from torch import Tensor
+
+from robust_if.task import Batch
 
 #: A number, or a tensor that broadcasts to one sample, so that features may differ.
 Limit = float | Tensor
@@ -15,6 +18,36 @@ Limit = float | Tensor
 Bounds = tuple[Limit, Limit]
 
 Norm = Literal["linf", "l2"]
+
+#: ``(point, slope, low, high) -> a valid input`` near ``point``, from ``low`` to ``high``; all ``(B, …)``, and ``slope`` is the last gradient.
+Projection = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Threat:
+    """What an attacker may do to an input: the threat model.
+
+    Args:
+        eps: radius of the ball around the clean input, in the unit of the inputs: a number, or a tensor that broadcasts to one sample.
+        norm: ``"linf"`` or ``"l2"``.
+        bounds: ``(low, high)``, the smallest and the largest valid input, given like ``eps``; none by default.
+        mutable: boolean tensor that broadcasts to one sample, false where a feature must not move; all may by default.
+        project: for inputs that are not valid everywhere, such as :class:`~robust_if.attacks.evasion.WholeNumbers`; L∞ only.
+    """
+
+    eps: Limit
+    norm: Norm = "linf"
+    bounds: Bounds | None = None
+    mutable: Tensor | None = None
+    project: tuple[Projection, ...] = ()
+
+    def check(self, x: Tensor, name: str = "inputs") -> None:
+        """Raise a ``ValueError`` if the threat does not fit the clean inputs ``x`` ``(B, …)``, see :func:`robust_if.attacks.evasion.box`."""
+        box(x, self.eps, self.bounds, name, mutable=self.mutable)
+
+    def scaled(self, factor: float) -> Threat:
+        """The same with another radius; ``inf`` leaves the bounds alone."""
+        return replace(self, eps=self.eps * factor)
 
 
 def box(x: Tensor, eps: Limit, bounds: Bounds | None, name: str = "inputs", *, mutable: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -72,15 +105,19 @@ class Ball:
     norm: Norm
 
     @classmethod
-    def around(cls, clean: Tensor, eps: Limit, bounds: Bounds | None, mutable: Tensor | None, norm: Norm) -> Self:
-        """The ball of radius ``eps``; arguments and errors are those of :func:`box`."""
-        if norm not in ("linf", "l2"):
-            raise ValueError(f"norm: expected 'linf' or 'l2', got {norm!r}")
-        low, high = box(clean, eps, bounds, mutable=mutable)
-        radius = _radius(clean, eps, mutable)
+    def around(cls, clean: Tensor, threat: Threat) -> Self:
+        """The ball that the threat allows around clean inputs ``(B, …)``.
+
+        Raises:
+            ValueError: as :func:`box`, if the norm is unknown, or the radius is infinite.
+        """
+        if threat.norm not in ("linf", "l2"):
+            raise ValueError(f"norm: expected 'linf' or 'l2', got {threat.norm!r}")
+        low, high = box(clean, threat.eps, threat.bounds, mutable=threat.mutable)
+        radius = _radius(clean, threat.eps, threat.mutable)
         if not radius.isfinite().all():
             raise ValueError("eps: expected finite numbers, in the unit of the inputs, got an infinite one")
-        return cls(clean, radius, low, high, norm)
+        return cls(clean, radius, low, high, threat.norm)
 
     def take(self, rows: Tensor) -> Ball:
         """The ball of the samples at the positions ``rows``."""
@@ -123,6 +160,12 @@ class Ball:
             normal = torch.special.ndtri(drawn[:, 1:].clamp(min=1e-16)) * moving
             change = normal / _norms(normal) * drawn[:, :1] ** (1 / moving.sum())
         return self.clip(self.clean + self.radius * change.to(self.clean).view_as(self.clean).nan_to_num())
+
+
+def check_input(batch: Batch, name: str = "batch") -> None:
+    """Raise a ``ValueError`` unless the batch is ``(input, …)``; ``name`` is what the message calls it."""
+    if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], Tensor):
+        raise ValueError(f"{name}: an attack expects batches (input, …) with the input as first tensor, got {type(batch).__name__}")
 
 
 def fit(name: str, value: Limit, x: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from robust_if.attacks.evasion.attack import APGD, Attack, Threat
-from robust_if.attacks.evasion.ball import Ball, per_sample
+from robust_if.attacks.evasion.attack import APGD, Attack
+from robust_if.attacks.evasion.ball import Ball, Threat, per_sample
 from robust_if.attacks.evasion.fab import FAB
 from robust_if.attacks.evasion.losses import check_labels, margins, take
 from robust_if.attacks.evasion.square import Square
@@ -67,8 +67,8 @@ class Ensemble(Attack):
             ValueError: as the attacks do, or if one leaves the ball or the bounds.
         """
         check_labels(batch)
-        batch, t = to(batch, next(iter(params.values()))), self.threat
-        ball = Ball.around(batch[0].detach(), t.eps, t.bounds, t.mutable, t.norm)
+        batch = to(batch, next(iter(params.values())))
+        ball = Ball.around(batch[0].detach(), self.threat)
         points, most = ball.clean.clone(), margins(task, params, batch)
         by = torch.where(most > 0, -2, -1)
         for place, attack in enumerate(self.attacks):

@@ -66,12 +66,12 @@ class FAB(Attack):
     def _nearest(self, task: Task, params: Params, batch: Batch, enough: float) -> tuple[Tensor, Tensor]:
         """The same; a sample is done when minus its distance exceeds ``enough``."""
         check_labels(batch)
-        batch, t = to(batch, next(iter(params.values()))), self.threat
+        batch = to(batch, next(iter(params.values())))
         fixed = {name: value.detach() for name, value in params.items()}
-        Ball.around(batch[0].detach(), t.eps, t.bounds, t.mutable, t.norm)  # which checks the threat
+        Ball.around(batch[0].detach(), self.threat)  # which checks the threat
 
         def towards(part: Batch, goals: Tensor) -> tuple[Tensor, Tensor]:
-            points, distances = _chase(task, fixed, part, goals, Ball.around(part[0], t.eps, t.bounds, t.mutable, t.norm), t.bounds, self.steps)
+            points, distances = _chase(task, fixed, part, goals, Ball.around(part[0], self.threat), self.threat.bounds, self.steps)
             return points, -distances
 
         start = torch.where(margins(task, fixed, batch) > 0, torch.inf, -torch.inf).to(batch[0])

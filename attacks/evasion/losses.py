@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code expects
 from torch.utils._pytree import tree_map
 
+from robust_if.attacks.evasion.ball import check_input
 from robust_if.predictions import class_logits
 from robust_if.targets import Functional
 from robust_if.task import Batch, Params, Task, cross_entropy
@@ -51,8 +52,7 @@ def dlr(outputs: Tensor, batch: Batch) -> Tensor:
 
 def check_labels(batch: Batch) -> None:
     """Raise a ``ValueError`` unless the batch is ``(input, labels, …)`` with a label for every sample."""
-    if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], Tensor):
-        raise ValueError(f"batch: an attack expects batches (input, …) with the input as first tensor, got {type(batch).__name__}")
+    check_input(batch)
     labels = batch[1] if len(batch) > 1 else None
     if not isinstance(labels, Tensor) or labels.numel() != len(batch[0]):
         got = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code expects
 
 from robust_if.attacks.evasion.ball import Limit
-
-#: ``(point, slope, low, high) -> a valid input`` near ``point``, from ``low`` to ``high``; all ``(B, …)``, and ``slope`` is the last gradient.
-Projection = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)

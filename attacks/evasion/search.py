@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from robust_if.attacks.evasion.ball import Ball, Bounds, Limit, Norm, per_sample
+from robust_if.attacks.evasion.ball import Ball, Projection, Threat, check_input, per_sample
 from robust_if.attacks.evasion.losses import Loss, objective
-from robust_if.attacks.evasion.projections import Projection
 from robust_if.data import to
 from robust_if.task import Batch, Params, Task
 
@@ -32,22 +31,19 @@ class Search:
 
     @classmethod
     def begin(
-        cls, task: Task, params: Params, batch: Batch, eps: Limit, bounds: Bounds | None, mutable: Tensor | None, norm: Norm,
-        project: Projection | Sequence[Projection] | None, loss: Loss | None, targeted: bool, random_start: bool, generator: torch.Generator | None,
-        first_error: bool = False,
+        cls, task: Task, params: Params, batch: Batch, threat: Threat, loss: Loss | None, *, targeted: bool = False, random_start: bool = False,
+        generator: torch.Generator | None = None, first_error: bool = False,
     ) -> tuple[Search, Tensor]:  # fmt: skip
         """The search and its first point; everything that can be checked before the model runs is checked. Arguments are those of :func:`pgd`."""
-        if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], Tensor):
-            raise ValueError(f"batch: an attack expects batches (input, …) with the input as first tensor, got {type(batch).__name__}")
+        check_input(batch)
         if random_start and generator is None:
             raise ValueError("generator: a random start needs a torch.Generator, got none; the global random state is not used")
-        projections = [] if project is None else list(project) if isinstance(project, Sequence) else [project]
-        if projections and norm != "linf":
-            raise ValueError(f"project: projections need the box of norm='linf', got norm={norm!r}")
+        if threat.project and threat.norm != "linf":
+            raise ValueError(f"project: projections need the box of norm='linf', got norm={threat.norm!r}")
         batch = to(batch, next(iter(params.values())))
         clean = batch[0].detach()
-        ball = Ball.around(clean, eps, bounds, mutable, norm)
-        search = cls(objective(task, params, batch, loss, targeted=targeted, first_error=first_error), ball, projections)
+        ball = Ball.around(clean, threat)
+        search = cls(objective(task, params, batch, loss, targeted=targeted, first_error=first_error), ball, threat.project)
         search._check_clean()
         if generator is None or not random_start:
             return search, clean

@@ -50,10 +50,7 @@ class Square(Attack):
         return "square"
 
     def __call__(self, task: Task, params: Params, batch: Batch) -> Tensor:
-        t = self.threat
-        search, clean = Search.begin(
-            task, params, batch, t.eps, t.bounds, t.mutable, t.norm, t.project, "margin", False, False, None, first_error=True
-        )  # fmt: skip
+        search, clean = Search.begin(task, params, batch, self.threat, "margin", first_error=True)
         search.visit(clean, search.slope, last=True)
         generator = torch.Generator().manual_seed(self.seed)
         for signs, ties in _proposals(search.ball, self.queries, generator):

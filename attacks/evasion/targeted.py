@@ -55,16 +55,13 @@ class TargetedAPGD(Attack):
     def __call__(self, task: Task, params: Params, batch: Batch) -> Tensor:
         check_labels(batch)
         batch = to(batch, next(iter(params.values())))
-        t, chased = self.threat, replace(task, forward=lambda model, batch: task.forward(model, batch[:-1]))
+        chased = replace(task, forward=lambda model, batch: task.forward(model, batch[:-1]))
 
         def towards(part: Batch, goals: Tensor) -> tuple[Tensor, Tensor]:
-            points = apgd(
-                chased, params, (*part, goals), eps=t.eps, steps=self.steps, bounds=t.bounds, mutable=t.mutable, project=t.project,
-                loss=_towards_goal, norm=t.norm, first_error=True,
-            )  # fmt: skip
+            points = apgd(chased, params, (*part, goals), self.threat, steps=self.steps, loss=_towards_goal, first_error=True)
             return points, margins(task, params, (points, *part[1:]))
 
-        t.check(batch[0])
+        self.threat.check(batch[0])
         points, _ = try_classes(task, params, batch, self.classes, towards, margins(task, params, batch), enough=0.0)
         return points
 

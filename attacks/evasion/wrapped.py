@@ -167,7 +167,7 @@ class TorchAttacks(Attack):
 
     def __call__(self, task: Task, params: Params, batch: Batch) -> Tensor:
         t, known = self.threat, WRAPPED[self.attack]
-        search, x = Search.begin(task, params, batch, t.eps, t.bounds, t.mutable, t.norm, None, "margin", False, False, None)
+        search, x = Search.begin(task, params, batch, t, "margin")
         _check_inputs(self.attack, t.norm, x)
         assert t.bounds is not None
         low, high = (fit("bounds", bound, x) for bound in t.bounds)

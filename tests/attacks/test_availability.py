@@ -16,7 +16,7 @@ from torch import Tensor
 from cases import relative
 from robust_if import Recipe, Samples, Task, fit
 from robust_if.attacks.availability import linear_patches, one_pixel_shortcut, targeted_adversarial
-from robust_if.attacks.evasion import box, pgd
+from robust_if.attacks.evasion import Threat, box, pgd
 from robust_if.attacks.poisoned import Poisoned
 from robust_if.models import build
 from unchanged import untouched
@@ -125,7 +125,7 @@ def test_every_input_is_attacked_towards_the_class_that_is_named(size: int) -> N
     with untouched(task.model):
         poisoned = targeted_adversarial(task, data, eps=EPS, steps=10, permutation=goals, batch_size=size)
     wanted, low_high = torch.tensor(goals)[data.labels], box(inputs(data), EPS, (0.0, 1.0))
-    expected = pgd(task, task.params(), (inputs(data), wanted), eps=EPS, steps=10, bounds=(0.0, 1.0), targeted=True)
+    expected = pgd(task, task.params(), (inputs(data), wanted), Threat(EPS, bounds=(0.0, 1.0)), steps=10, targeted=True)
     after = inputs(poisoned.data)
     assert relative(after, expected) <= 1e-9 and (after >= low_high[0]).all() and (after <= low_high[1]).all()
     losses = [task.losses(task.params(), (x, wanted)) for x in (inputs(data), after)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
 import torch
@@ -114,13 +113,13 @@ def test_the_first_error_ends_the_search_for_a_sample_and_for_no_other() -> None
         sizes.append(len(batch[0]))
         return model(batch[0])
 
-    rules: dict[str, Any] = {"eps": 0.1, "steps": 15, "bounds": (0.0, 1.0)}
-    plain, first = (apgd(replace(task, forward=forward), task.params(), (x, y), first_error=flag, **rules) for flag in (False, True))
+    threat = Threat(0.1, bounds=(0.0, 1.0))
+    plain, first = (apgd(replace(task, forward=forward), task.params(), (x, y), threat, steps=15, first_error=flag) for flag in (False, True))
     assert len(sizes) == 32 and set(sizes[:16]) == {60} and sizes[16] == 60 and sizes[-1] < 50 and sizes[16:] == sorted(sizes[16:], reverse=True)
     wrong = broken(task, first, y)
     assert (wrong | ~broken(task, plain, y)).all() and relative(first[~wrong], plain[~wrong]) <= 1e-4
     with pytest.raises(ValueError, match="first_error: errors are told from outputs and labels"):
-        apgd(task, task.params(), (x, y), first_error=True, targeted=True, eps=0.1)
+        apgd(task, task.params(), (x, y), Threat(0.1), first_error=True, targeted=True)
 
 
 # The ensemble

@@ -18,13 +18,27 @@ from torch.nn import functional as F  # noqa: N812
 
 from cases import CLASSES, Gap, case, relative
 from robust_if import Recipe, Samples, Task, Utility, fit
-from robust_if.attacks.evasion import OneHot, WholeNumbers, apgd, box, dlr, fgsm, margin, pgd
+from robust_if.attacks import evasion
+from robust_if.attacks.evasion import OneHot, Threat, WholeNumbers, box, dlr, margin
 from robust_if.attacks.evasion.ascent import _checkpoints
 from robust_if.attacks.evasion.ball import Ball
 from robust_if.models import cnn, logistic_regression, mlp
 from robust_if.task import Batch
 from unchanged import untouched
 
+
+def flat(attack: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The attack with what a `Threat` says written among its options."""
+
+    def call(task: Task, params: Any, batch: Batch, *, eps: Any, norm: Any = "linf", bounds: Any = None, **options: Any) -> Tensor:
+        project = options.pop("project", ())
+        threat = Threat(eps, norm, bounds, options.pop("mutable", None), tuple(project) if isinstance(project, tuple | list) else (project,))
+        return attack(task, params, batch, threat, **options)
+
+    return call
+
+
+fgsm, pgd, apgd = (flat(attack) for attack in (evasion.fgsm, evasion.pgd, evasion.apgd))
 ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd": pgd, "apgd": apgd}
 LINF = ("fgsm", "pgd", "apgd")
 
@@ -267,7 +281,7 @@ def test_a_random_start_is_drawn_from_the_ball_by_its_generator_alone() -> None:
             with untouched(task.model):
                 one, same, other = (attack(task, task.params(), (x, y), generator=seeded(s), **rules) for s in (1, 1, 2))
             assert torch.equal(one, same) and not torch.equal(one, other)
-    ball = Ball.around(torch.zeros(20_000, 3).double(), torch.tensor([2.0, 0.0, 1.0]), None, None, "l2")
+    ball = Ball.around(torch.zeros(20_000, 3).double(), Threat(torch.tensor([2.0, 0.0, 1.0]), "l2"))
     drawn = ball.random(seeded()) / torch.tensor([2.0, 1.0, 1.0])
     assert (drawn[:, 1] == 0).all() and drawn.norm(dim=1).max() <= 1 + 1e-12
     # uniform on a disc of radius 1: E r² = 1/2, and the quarters are alike
@@ -320,7 +334,7 @@ def test_clipping_finds_the_nearest_point(seed: int, radii: bool) -> None:
     draw = seeded(seed)
     x = torch.rand(6, 2, 4, generator=draw).double()
     eps = 0.1 + torch.rand(4, generator=draw).double() if radii else torch.full((4,), 0.6).double()
-    ball = Ball.around(x, eps, (0.0, 1.0), None, "l2")
+    ball = Ball.around(x, Threat(eps, "l2", (0.0, 1.0)))
     point = x + 3 * torch.randn(x.shape, generator=draw).double()
     nearest = ball.clip(point)
     assert ((nearest - x) / eps).flatten(1).norm(dim=1).max() <= 1 + 1e-12 and nearest.min() >= 0 and nearest.max() <= 1

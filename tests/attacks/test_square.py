@@ -120,7 +120,7 @@ def test_what_a_query_changes() -> None:
     x = torch.zeros(2, 3, 10, 8)
     free = torch.zeros(10, 8, dtype=torch.bool)
     free[2:9, 1:8] = True
-    ball = Ball.around(x, 1.0, None, free, "linf")
+    ball = Ball.around(x, Threat(1.0, mutable=free))
     parts = [part for part, _ in _proposals(ball, 1000, seeded())]
     assert (parts[0] != 0).all() and torch.equal(parts[0], parts[0][:, :1].expand(3, 10, 8)) and len(parts[0].unique()) == 2
     sides = []
@@ -132,7 +132,7 @@ def test_what_a_query_changes() -> None:
         sides.append(window.shape[1])
     assert sides[0] == 6 and sides == sorted(sides, reverse=True) and sides[-1] == 1
     assert [_share(query, 10_000) for query in (0, 10, 11, 51, 201, 1001, 2001, 4001, 6001, 8001)] == [0.8, 0.8, *(0.8 / 2**k for k in range(1, 9))]
-    flat = Ball.around(torch.zeros(2, 20), 1.0, None, torch.arange(20) > 9, "linf")
+    flat = Ball.around(torch.zeros(2, 20), Threat(1.0, mutable=torch.arange(20) > 9))
     parts = [part for part, _ in _proposals(flat, 1000, seeded())]
     assert all((part[:10] == 0).all() for part in parts) and (parts[0] != 0).sum() == 8 and (parts[-1] != 0).sum() == 1
 

@@ -360,7 +360,7 @@ def test_a_feature_that_is_always_the_same_stays() -> None:
     low, high = x.amin(0), x.amax(0)
     got = TorchAttacks(Threat(0.1 * (high - low), "linf", (low, high)))(task, task.params(), (x, y))
     assert torch.equal(got[:, 1], x[:, 1]) and not torch.equal(got, x)
-    assert torch.equal(Ball.around(x, 0.1 * (high - low), (low, high), None, "linf").clip(got), got)
+    assert torch.equal(Ball.around(x, Threat(0.1 * (high - low), bounds=(low, high))).clip(got), got)
 
 
 def test_where_torchattacks_is_missing_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
