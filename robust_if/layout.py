@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code expects
 
 from robust_if.pieces import Dense, Outer, Piece, Pieces, Rows, compact
 
@@ -93,8 +94,13 @@ class Layout:
         return sum(getattr(torch, self.columns[k][0]).itemsize * self.columns[k][1] for k in used)
 
 
-def laid_out(pieces: Pieces) -> tuple[Layout, list[Tensor]]:
-    """The layout of the gradients in their smallest form, and its arrays, each ``(B, width)``; what shares memory is there once."""
+def laid_out(pieces: Pieces, layout: Layout | None = None) -> tuple[Layout, list[Tensor]]:
+    """The layout of the gradients in their smallest form, and its arrays, each ``(B, width)``; what shares memory is there once.
+
+    Args:
+        layout: that of samples with as many positions or more, whose form is taken: batches of text differ in length.
+    """
+    forms = {entry.name: entry for entry in layout.entries} if layout is not None else {}
     entries: list[Entry] = []
     parts: list[Tensor] = []
 
@@ -107,7 +113,7 @@ def laid_out(pieces: Pieces) -> tuple[Layout, list[Tensor]]:
         return len(parts) - 1
 
     for name, each in pieces:
-        piece = smallest(each)
+        piece = _like(each, forms[name]) if name in forms else smallest(each)
         if isinstance(piece, Outer):
             entries.append(Entry(name, "outer", (place(piece.a), place(piece.b)), (*piece.a.shape[1:], piece.b.shape[2])))
         elif isinstance(piece, Rows):
@@ -116,6 +122,18 @@ def laid_out(pieces: Pieces) -> tuple[Layout, list[Tensor]]:
         else:
             entries.append(Entry(name, "dense", (place(piece.grads),), (piece.size,)))
     return Layout(tuple(entries), tuple((str(part.dtype).removeprefix("torch."), part.shape[1]) for part in parts)), parts
+
+
+def _like(pieces: list[Piece], entry: Entry) -> Piece:
+    """The gradients in the form of ``entry`` if they have one, with positions at which nothing happened after their own."""
+    piece = smallest(pieces)
+    if entry.kind == "dense":
+        return Dense(piece.dense())
+    lacking = entry.shape[0] - piece.b.shape[1] if not isinstance(piece, Dense) else 0
+    if lacking <= 0 or isinstance(piece, Dense):
+        return piece
+    b = F.pad(piece.b, (0, 0, 0, lacking))
+    return Rows(F.pad(piece.index, (0, lacking)), b, piece.count) if isinstance(piece, Rows) else Outer(F.pad(piece.a, (0, 0, 0, lacking)), b)
 
 
 def smallest(pieces: list[Piece]) -> Piece:

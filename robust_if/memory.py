@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from robust_if.layers import LayerGradients
+from robust_if.layers import LayerGradients, some
 from robust_if.pieces import CHUNK
 from robust_if.sweep import Sweep, parse_bytes
 from robust_if.task import Batch, Params, Task, batch_length
@@ -52,7 +52,7 @@ class Footprint:
         if self.gradients:
             terms.append(f"gradients {text(min(batch_size * self.gradients, self.chunk))}")
         said = f"{' + '.join(terms)} = {text(self.total(batch_size))}"
-        return said + (f"; no layer rule for {', '.join(self.uncovered)}, each sample's gradient is held whole" if self.uncovered else "")
+        return said + (f"; no layer rule for {some(self.uncovered)}, each sample's gradient is held whole" if self.uncovered else "")
 
 
 def footprint(task: Task, params: Params, probe: Batch, kind: Kind, directions: int = 1) -> Footprint:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from robust_if.gradients import channels_last
 from robust_if.layers import Factors, LayerGradients, Live
 from robust_if.layout import smallest, whole
 from robust_if.memory import text
-from robust_if.pieces import CHUNK, Dense, Outer, Piece, gram, products
-from robust_if.preconditioners import Identity, Inverse, Preconditioner
+from robust_if.pieces import CHUNK, Dense, Outer, Piece, Pieces, gram, products, squares
+from robust_if.preconditioners import Identity, Inverse, Preconditioner, RandomProjection
+from robust_if.preconditioners.base import Several
 from robust_if.preconditioners.random_projection import Subspace
 from robust_if.store import Store, check_space, factors_of, fitted, limit_of, marks_of
 from robust_if.sweep import Sweep
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 
+Normalise = Literal["none", "cosine", "layer"]
+
 
 def pairwise(
     task: Task,
@@ -38,6 +41,7 @@ def pairwise(
     queries: Any,
     *,
     preconditioner: Preconditioner = Identity(),  # noqa: B008 - frozen
+    normalise: Normalise = "none",
     directory: str | Path | None = None,
     sweep: Sweep = Sweep(),  # noqa: B008 - frozen
     index: Store | None = None,
@@ -52,6 +56,8 @@ def pairwise(
         train: n training samples, ``Samples``, ``(X, y)`` or a map-style data set.
         queries: q held-out samples, in the same form.
         preconditioner: P; the identity by default.
+        normalise: ``"none"``; ``"cosine"`` in place of the product, of P ∇ℓ_q and ∇ℓ_i; or ``"layer"``, the mean of the single layers' cosines, for
+            models whose layers or samples have very different gradient scales, such as language models.
         directory: where the matrix is written as it is made, so that the same call goes on after an interruption, and memory stays bounded.
         sweep: batch size, progress, and ``max_memory``, half of which the queries' gradients may take (1 GiB without it).
         index: the stored gradients of ``train``, which saves the passes over the data.
@@ -60,13 +66,18 @@ def pairwise(
         ``(n, q)`` in the floating-point type of the parameters (float32 for smaller ones); with ``directory`` a read-only memory map.
 
     Raises:
-        ValueError: if ``directory`` holds another matrix, or ``index`` is of another model or data.
+        ValueError: if ``directory`` holds another matrix, ``index`` is of another model or data, or ``normalise`` is unknown or asked of a
+            projection.
         OSError: if the matrix does not fit on the disk.
 
     Source: influence functions, Koh and Liang 2017 (arXiv 1703.04730), equation 2; without curvature, Pruthi et al. 2020 (arXiv 2002.08484).
     """
     if not isinstance(preconditioner, Preconditioner):
         raise TypeError(f"preconditioner: expected one such as Identity(), got {preconditioner!r}")
+    if normalise not in get_args(Normalise):
+        raise ValueError(f"normalise: expected one of {', '.join(map(repr, get_args(Normalise)))}, got {normalise!r}")
+    if normalise != "none" and isinstance(preconditioner, RandomProjection):
+        raise ValueError(f"normalise: {preconditioner.name!r} knows products alone and no lengths; expected 'none', got {normalise!r}")
     train, queries, like = as_samples(train), as_samples(queries), next(iter(task.params().values()))
     if index is not None:
         index.check(task, train)
@@ -74,15 +85,17 @@ def pairwise(
     params, sweep = channels_last(task, task.params(), probe), fitted(task, probe, sweep)
     dtype = np.dtype("float64" if like.dtype == torch.float64 else "float32")
     shape = (len(train), len(queries))
-    matrix = _Matrix(np.empty(shape, dtype)) if directory is None else _Matrix.at(Path(directory), task, train, queries, preconditioner, dtype)
+    how = f"{preconditioner!r}, {normalise}"
+    matrix = _Matrix(np.empty(shape, dtype)) if directory is None else _Matrix.at(Path(directory), task, train, queries, how, dtype)
     if matrix.columns.start < len(queries):
-        _fill(matrix, task, params, train, queries, preconditioner, sweep, index)
+        _fill(matrix, task, params, train, queries, preconditioner, normalise, sweep, index)
     return matrix.values if matrix.directory is None else np.load(matrix.directory / "matrix.npy", mmap_mode="r", allow_pickle=False)
 
 
 def _fill(
-    matrix: _Matrix, task: Task, params: Params, train: Samples, queries: Samples, preconditioner: Preconditioner, sweep: Sweep, index: Store | None
-) -> None:
+    matrix: _Matrix, task: Task, params: Params, train: Samples, queries: Samples, preconditioner: Preconditioner, normalise: Normalise, sweep: Sweep,
+    index: Store | None,
+) -> None:  # fmt: skip
     plain, numbers = isinstance(preconditioner, Identity), sum(value.numel() for value in params.values())
     size = Store.size(task, queries) // len(queries) if plain else 2 * numbers * next(iter(params.values())).element_size()
     step = min(len(queries), max(1, limit_of(sweep) // max(1, size)))
@@ -99,34 +112,67 @@ def _fill(
         inverse = preconditioner.build(task, params, train, sweep, factors if isinstance(factors, Store) else None)
     for columns in blocks:
         some = queries.take(range(columns.start, columns.stop))
+        each: _Directions
         if plain:
             each = _raw(task, params, some, sweep)
         elif isinstance(inverse, Subspace):
-            each = _projected(task, params, some, sweep, inverse)
+            each = _Projected.of(task, params, some, sweep, inverse)
         else:
             each = _preconditioned(task, params, some, sweep, inverse)
         for rows, pieces in sweep.progress(factors.blocks(), "pairwise"):
             if rows.stop > matrix.done(columns):  # the gradients of a block are not computed before they are asked for
-                block = torch.stack([each(name, [smallest(found)]) for name, found in pieces]).sum(0) / -len(train)
+                block = -_products(pieces, each) / len(train) if normalise == "none" else -_cosines(pieces, each, normalise == "layer")
                 matrix.write(rows, columns, block, sweep.rows_per_part)
 
 
-#: (parameter, its gradients for B samples) -> their products with those of Q queries, (B, Q).
-_Products = Callable[[str, list[Piece]], Tensor]
+class _Directions(Protocol):
+    """What the gradients of B samples are multiplied with: those of Q queries, preconditioned or not."""
+
+    def products(self, name: str, pieces: list[Piece]) -> Tensor:
+        """The products of one parameter's gradients, ``(B, Q)``."""
+        ...
+
+    def squares(self, name: str) -> Tensor:
+        """Σ_j v²_qj of the parameter's entries j, ``(Q,)``."""
+        ...
 
 
-def _raw(task: Task, params: Params, queries: Samples, sweep: Sweep) -> _Products:
+def _products(pieces: Pieces, directions: _Directions) -> Tensor:
+    return torch.stack([directions.products(name, [smallest(found)]) for name, found in pieces]).sum(0)
+
+
+def _cosines(pieces: Pieces, directions: _Directions, by_layer: bool) -> Tensor:
+    """Cosines of the whole gradients, or averaged over the layers; one that is 0 counts as cosine 0."""
+    dots: dict[str, Tensor] = {}
+    norms: dict[str, Tensor] = {}
+    lengths: dict[str, Tensor] = {}
+    for name, found in pieces:
+        layer, form = name.rpartition(".")[0] if by_layer else "", [smallest(found)]
+        dots[layer] = dots.get(layer, 0) + directions.products(name, form)
+        norms[layer] = norms.get(layer, 0) + squares(form)
+        lengths[layer] = lengths.get(layer, 0) + directions.squares(name)
+    scales = {layer: norms[layer].sqrt()[:, None] * lengths[layer].sqrt() for layer in dots}
+    return torch.stack([torch.where(scales[layer] > 0, dot / scales[layer], 0.0) for layer, dot in dots.items()]).mean(0)
+
+
+def _raw(task: Task, params: Params, queries: Samples, sweep: Sweep) -> _Directions:
     factors = factors_of(task, params, queries, sweep)
     found = factors.pieces(slice(None)) if isinstance(factors, Store) else next(factors.blocks())[1]
-    kept = {name: _form(pieces) for name, pieces in found}
+    return _Raw({name: _form(pieces) for name, pieces in found})
 
-    def function(name: str, pieces: list[Piece]) -> Tensor:
-        query = kept[name]
+
+@dataclass(frozen=True)
+class _Raw:
+    kept: dict[str, Piece]
+
+    def products(self, name: str, pieces: list[Piece]) -> Tensor:
+        query = self.kept[name]
         step = max(1, CHUNK // _pair(pieces[0], query))
         parts = [gram(pieces, [query.take(slice(start, start + step))]) for start in range(0, len(query), step)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    return function
+    def squares(self, name: str) -> Tensor:
+        return squares([self.kept[name]])
 
 
 def _form(pieces: list[Piece]) -> Piece:
@@ -147,17 +193,40 @@ def _pair(piece: Piece, query: Piece) -> int:
     return len(piece) if positions == 1 else max(query.size, len(piece) * positions)
 
 
-def _projected(task: Task, params: Params, queries: Samples, sweep: Sweep, subspace: Subspace) -> _Products:
+@dataclass(frozen=True)
+class _Projected:
     """In a subspace products take the features alone, and no direction is ever formed."""
-    found = [
-        torch.cat([subspace.projections[name].gradients(each) for name, each in pieces], 1)
-        for _, pieces in Live.of(task, params, queries, sweep.batch_size).blocks()
-    ]
-    solved = subspace.solve(torch.cat(found))
-    return lambda name, pieces: subspace.projections[name].gradients(pieces) @ solved[name].mT
+
+    subspace: Subspace
+    solved: Params
+
+    @classmethod
+    def of(cls, task: Task, params: Params, queries: Samples, sweep: Sweep, subspace: Subspace) -> _Projected:
+        found = [
+            torch.cat([subspace.projections[name].gradients(each) for name, each in pieces], 1)
+            for _, pieces in Live.of(task, params, queries, sweep.batch_size).blocks()
+        ]
+        return cls(subspace, subspace.solve(torch.cat(found)))
+
+    def products(self, name: str, pieces: list[Piece]) -> Tensor:
+        return self.subspace.projections[name].gradients(pieces) @ self.solved[name].mT
+
+    def squares(self, name: str) -> Tensor:
+        raise AssertionError("refused before")
 
 
-def _preconditioned(task: Task, params: Params, queries: Samples, sweep: Sweep, inverse: Inverse) -> _Products:
+@dataclass(frozen=True)
+class _Preconditioned:
+    directions: Params
+
+    def products(self, name: str, pieces: list[Piece]) -> Tensor:
+        return products(pieces, self.directions[name])
+
+    def squares(self, name: str) -> Tensor:
+        return (self.directions[name].flatten(1) ** 2).sum(1)
+
+
+def _preconditioned(task: Task, params: Params, queries: Samples, sweep: Sweep, inverse: Inverse) -> _Preconditioned:
     like = next(iter(params.values()))
     gradients = LayerGradients(task, params, to(queries.batch(slice(0, 4)), like))
     directions = {name: like.new_empty(len(queries), *value.shape) for name, value in params.items()}
@@ -167,6 +236,8 @@ def _preconditioned(task: Task, params: Params, queries: Samples, sweep: Sweep, 
             directions[name][start : start + len(grads)] = grads
             count = len(grads)
         start += count
+    if isinstance(inverse, Several):
+        return _Preconditioned(inverse.several(directions))
     for q in range(len(queries)):
         solution = inverse({name: value[q] for name, value in directions.items()})
         failed += not solution.notes.get("converged", True)
@@ -174,7 +245,7 @@ def _preconditioned(task: Task, params: Params, queries: Samples, sweep: Sweep, 
             directions[name][q] = value
     if failed:
         logger.warning("pairwise: the solver did not converge for %d of %d queries; raise damping or the number of iterations", failed, len(queries))
-    return lambda name, pieces: products(pieces, directions[name])
+    return _Preconditioned(directions)
 
 
 @dataclass
@@ -187,9 +258,9 @@ class _Matrix:
     rows: int = 0
 
     @classmethod
-    def at(cls, directory: Path, task: Task, train: Samples, queries: Samples, preconditioner: Preconditioner, dtype: np.dtype[Any]) -> _Matrix:
+    def at(cls, directory: Path, task: Task, train: Samples, queries: Samples, how: str, dtype: np.dtype[Any]) -> _Matrix:
         """The matrix in ``directory``, made if it is not there; refused if it is another one."""
-        marks = {**marks_of(task, train), "queries": marks_of(task, queries)["data"], "preconditioner": repr(preconditioner)}
+        marks = {**marks_of(task, train), "queries": marks_of(task, queries)["data"], "preconditioner": how}
         shape = (len(train), len(queries))
         manifest = {"format": _FORMAT, "pairwise": list(shape), "type": dtype.name, "marks": marks}
         path = directory / "matrix.npy"

@@ -297,6 +297,16 @@ def weighted_sum(pieces: list[Piece], weights: Tensor) -> Tensor:
     return torch.stack([piece.weighted_sum(weights) for piece in pieces]).sum(0)
 
 
+def weighted_sums(pieces: list[Piece], weights: Tensor) -> Tensor:
+    """Σ_i w_ik g_i for every column k of ``weights (B, k)``, ``(k, size)``."""
+    if weights.shape[1] == 1:
+        return weighted_sum(pieces, weights[:, 0])[None]
+    step = max(1, CHUNK // max(pieces[0].size, 1))
+    starts = range(0, len(pieces[0]), step)
+    parts = (weights[start : start + step].mT @ dense([piece.take(slice(start, start + step)) for piece in pieces]) for start in starts)
+    return torch.stack(list(parts)).sum(0) if len(starts) > 1 else next(parts)
+
+
 def gram(pieces: list[Piece], queries: list[Piece]) -> Tensor:
     """⟨g_i, g_q⟩ for every sample and every query, ``(B, Q)``, from the factors wherever that takes fewer operations."""
     return torch.stack([_gram(piece, query) for piece in pieces for query in queries]).sum(0)

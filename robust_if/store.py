@@ -24,12 +24,13 @@ from torch import Tensor
 
 from robust_if.data import Samples, as_samples, batches, to
 from robust_if.gradients import channels_last
-from robust_if.layers import Factors, Live
+from robust_if.layers import Factors, Live, some
 from robust_if.layout import Layout, laid_out, whole
 from robust_if.memory import footprint, plan, text
 from robust_if.pieces import Pieces
 from robust_if.sweep import Sweep, fingerprint, parse_bytes
 from robust_if.task import Batch, Params, Task
+from robust_if.token_losses import NO_TOKEN, is_tokens
 from robust_if.writing import write_json
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class Store:
         logger.info("store: %s x %s samples = %s in %s", text(layout.row), f"{len(samples):,}", text(layout.row * len(samples)), directory)
         if uncovered:
             share = layout.bytes_of(uncovered) / max(1, layout.row)
-            logger.info("store: no layer rule for %s, kept as they are: %.0f%% of the size", ", ".join(uncovered), 100 * share)
+            logger.info("store: no layer rule for %s, kept as they are: %.0f%% of the size", some(uncovered), 100 * share)
         manifest = {"format": _FORMAT, "samples": len(samples), "marks": marks_of(task, samples), **asdict(layout)}
         done = _prepare(directory, json.loads(json.dumps(manifest)), layout, samples)
         with ExitStack() as stack:
@@ -137,7 +138,7 @@ class Store:
             noted = done
             for start in sweep.progress(range(done, len(samples), sweep.batch_size), "store"):
                 stop = min(start + sweep.batch_size, len(samples))
-                found, parts = laid_out(live.gradients.pieces(to(samples.batch(slice(start, stop)), like)))
+                found, parts = laid_out(live.gradients.pieces(to(samples.batch(slice(start, stop)), like)), layout)
                 _same(found, layout, start)
                 for file, part in zip(files, parts, strict=True):
                     part = part.cpu()
@@ -197,7 +198,7 @@ def factors_of(task: Task, params: Params, data: Samples, sweep: Sweep) -> Facto
         return live
     columns = [torch.empty(len(data), width, dtype=getattr(torch, dtype), device=like.device) for dtype, width in layout.columns]
     for rows, pieces in live.blocks():
-        found, parts = laid_out(pieces)
+        found, parts = laid_out(pieces, layout)
         _same(found, layout, rows.start)
         for column, part in zip(columns, parts, strict=True):
             column[rows] = part
@@ -217,8 +218,11 @@ def limit_of(sweep: Sweep) -> int:
 
 
 def _probe(live: Live) -> Layout:
-    like = next(iter(live.gradients.params.values()))
-    return laid_out(live.gradients.pieces(to(live.samples.batch(slice(0, 2)), like)))[0]
+    """The layout, from two samples; of texts from the longest, since batches of shorter ones can be filled up."""
+    like, samples = next(iter(live.gradients.params.values())), live.samples
+    if isinstance(samples.tensors, tuple) and is_tokens(samples.tensors[0]):
+        samples = samples.take(torch.argsort((samples.tensors[0] != NO_TOKEN).sum(1), descending=True, stable=True)[:2].numpy())
+    return laid_out(live.gradients.pieces(to(samples.batch(slice(0, 2)), like)))[0]
 
 
 def _same(found: Layout, expected: Layout, start: int) -> None:

@@ -10,12 +10,14 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten
+
+from robust_if.token_losses import Kind, NextToken, Reading, Reduction, adapter, reading
 
 Params = dict[str, Tensor]
 Batch = Any
@@ -63,6 +65,28 @@ class Task:
         for pattern in self.patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(f"parameters: the pattern {pattern!r} matches none of the model's {len(names)} parameters, such as {names[:5]}")
+
+    @classmethod
+    def from_transformers(
+        cls, model: Any, tokenizer: Any, kind: Kind = "causal-lm", *, reduction: Reduction = "sum", parameters: str | tuple[str, ...] | None = None
+    ) -> Task:
+        """A model of Hugging Face as a task on what :func:`robust_if.language.encode` makes of texts; nothing is ever downloaded.
+
+        Args:
+            model: in evaluation mode: a language model, a sequence classifier, or one of PEFT, of which the adapter's parameters alone count.
+            tokenizer: the model's own.
+            kind: ``"causal-lm"``, whose loss is that of the next token, where it is learnt; or ``"classification"``.
+            reduction: of a language model's losses over a sample's tokens: their sum, or their mean.
+            parameters: patterns of the parameters that count, instead.
+
+        Raises:
+            ValueError: if model and tokenizer do not fit each other or ``kind``, the weights are quantised, or no parameter matches.
+        """
+        if reduction not in get_args(Reduction):
+            raise ValueError(f"reduction: expected 'sum' or 'mean', got {reduction!r}")
+        read: Reading = reading(model, tokenizer, kind)
+        loss = NextToken(reduction) if kind == "causal-lm" else cross_entropy
+        return cls(model, loss, read, adapter(model) if parameters is None else parameters)
 
     @property
     def patterns(self) -> tuple[str, ...]:

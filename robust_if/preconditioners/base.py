@@ -48,6 +48,15 @@ class Quadratic(Protocol):
         ...
 
 
+@runtime_checkable
+class Several(Protocol):
+    """An inverse P that takes many vectors at once, for less than one after another."""
+
+    def several(self, vectors: Params) -> Params:
+        """P v of every row of ``vectors``, ``(k, *shape)`` by name, in the same shapes."""
+        ...
+
+
 class Preconditioner(ABC):
     """How the curvature C of the mean training loss is approximated and inverted. Subclasses are frozen dataclasses.
 

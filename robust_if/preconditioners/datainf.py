@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from robust_if.data import Samples
 from robust_if.layers import Factors, Live
-from robust_if.pieces import products, squares, weighted_sum
+from robust_if.pieces import products, squares, weighted_sums
 from robust_if.preconditioners.base import Inverse, Preconditioner, Solution
 from robust_if.preconditioners.diagonal_fisher import check_damping
 from robust_if.sweep import Sweep
@@ -56,15 +56,31 @@ class DataInf(Preconditioner):
         damping = {name: 0.1 * float(each.mean()) / params[name].numel() if self.damping is None else self.damping for name, each in norms.items()}
         notes = {"damping": damping if self.damping is None else self.damping}
 
-        def inverse(direction: Params) -> Solution:
-            mean = {name: torch.zeros_like(value) for name, value in direction.items()}
-            for rows, pieces in sweep.progress(grads.blocks(), self.name):
-                for name, each in pieces:
-                    if damping[name] > 0:
-                        weights = products(each, direction[name][None])[:, 0] / (damping[name] + norms[name][rows])
-                        mean[name] += weighted_sum(each, weights).view_as(mean[name]) / n
-            # a parameter that no sample depends on has neither curvature nor damping, and is left out
-            solved = {name: (v - mean[name]) / damping[name] if damping[name] > 0 else torch.zeros_like(v) for name, v in direction.items()}
-            return Solution(solved, notes)
+        return _MeanOfInverses(grads, norms, damping, n, sweep, notes)
 
-        return inverse
+
+@dataclass(frozen=True, eq=False)
+class _MeanOfInverses:
+    factors: Factors
+    norms: Params
+    damping: dict[str, float]
+    n: int
+    sweep: Sweep
+    notes: dict[str, Any]
+
+    def __call__(self, vector: Params) -> Solution:
+        solved = self.several({name: value[None] for name, value in vector.items()})
+        return Solution({name: value[0] for name, value in solved.items()}, self.notes)
+
+    def several(self, vectors: Params) -> Params:
+        """The solutions for k vectors ``(k, *shape)``, in one pass."""
+        means = {name: torch.zeros_like(value) for name, value in vectors.items()}
+        for rows, pieces in self.sweep.progress(self.factors.blocks(), "datainf"):
+            for name, each in pieces:
+                if self.damping[name] > 0:
+                    weights = products(each, vectors[name]) / (self.damping[name] + self.norms[name][rows])[:, None]
+                    means[name] += weighted_sums(each, weights).view_as(means[name]) / self.n
+        # a parameter that no sample depends on has neither curvature nor damping, and is left out
+        return {
+            name: (v - means[name]) / self.damping[name] if self.damping[name] > 0 else torch.zeros_like(v) for name, v in vectors.items()
+        }

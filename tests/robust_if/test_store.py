@@ -22,6 +22,8 @@ import robust_if as rif
 from cases import NAMES, TARGETS, Rows, case, features, relative, squared_error
 from oracles import sample_gradients
 from robust_if import layers, pieces, store
+from robust_if.layers import Live
+from robust_if.pieces import dense
 from robust_if.store import Store, factors_of
 
 SWEEP = rif.Sweep(batch_size=5, rows_per_part=5)
@@ -182,17 +184,27 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_work(tmp_path: Path, mon
     assert not list((tmp_path / "new").iterdir())
 
 
-def test_samples_of_other_shapes_are_refused() -> None:
+@pytest.mark.parametrize("lengths", [(3, 2), (2, 3)])
+def test_shorter_samples_are_filled_up_and_longer_ones_refused(lengths: tuple[int, int]) -> None:
     model = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 1)).double().eval()
     x, goal = torch.randn(6, 3, 40).double(), torch.randn(6).double()
 
     class Mixed(Rows):
         def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-            return {"features": self.x[i][: 3 if i < 4 else 2], "goal": self.y[i]}
+            return {"features": self.x[i][: lengths[i >= 4]], "goal": self.y[i]}
 
     task = rif.Task(model, lambda outputs, batch: squared_error(outputs.mean(1), batch), features)
-    with pytest.raises(ValueError, match=r"train: from sample 4 on the gradients of \['0.weight'"):
-        factors_of(task, task.params(), rif.Samples(Mixed(x, goal)), rif.Sweep(2))
+    samples = rif.Samples(Mixed(x, goal))
+    if lengths == (2, 3):
+        with pytest.raises(ValueError, match=r"train: from sample 4 on the gradients of \['0.weight'"):
+            factors_of(task, task.params(), samples, rif.Sweep(2))
+        return
+    kept = factors_of(task, task.params(), samples, rif.Sweep(2))
+    assert isinstance(kept, Store) and {each.name: each.kind for each in kept.layout.entries}["0.weight"] == "outer"
+    live = Live.of(task, task.params(), samples, 2)
+    expected = [{name: dense(each) for name, each in pieces} for _, pieces in live.blocks()]
+    for name, each in kept.pieces(slice(None)):
+        assert torch.allclose(dense(each), torch.cat([part[name] for part in expected]), rtol=1e-12, atol=0)
 
 
 KILLED = """

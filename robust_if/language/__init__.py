@@ -1,0 +1,1 @@
+"""Texts, language models and their fine-tuning: Hugging Face in, Hugging Face out."""
