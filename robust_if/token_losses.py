@@ -26,8 +26,8 @@ class Reading:
     """The logits of a transformer for a batch of tokens, whose columns that are empty in the whole batch are left out.
 
     Args:
-        padding: the token that stands where there is none.
-        mask: whether the model is told where that is. A causal model needs no mask, since no token looks at those after it; the attention is then
+        padding: the token that stands for none, in a model that is told where that is.
+        mask: whether it is. A causal model needs no mask, since no token looks at those after it; the attention is then
             computed without one, which is faster.
         longest: tokens that the model has positions for; ``None`` if it has no limit.
     """
@@ -41,8 +41,11 @@ class Reading:
         if self.longest is not None and tokens.shape[1] > self.longest:
             raise ValueError(f"tokens: the model takes up to {self.longest}, got {tokens.shape[1]}; encode with max_length={self.longest}")
         there = tokens != NO_TOKEN
-        ids = torch.where(there, tokens, self.padding)
-        logits: Tensor = model(input_ids=ids, attention_mask=there.long()).logits if self.mask else model(input_ids=ids, use_cache=False).logits
+        logits: Tensor
+        if self.mask:
+            logits = model(input_ids=torch.where(there, tokens, self.padding), attention_mask=there.long()).logits
+        else:  # any token will do where there is none, and transformers warn of padding without a mask
+            logits = model(input_ids=torch.where(there, tokens, tokens[:, :1]), use_cache=False).logits
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
