@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from robust_if.attacks.evasion import FGSM, PGD, Norm, Threat
 from robust_if.attacks.rescoring import Rescoring, attacked
@@ -33,7 +32,7 @@ from robust_if.loading import Dataset
 from robust_if.scores import Scores
 from robust_if.sweep import Progress, fingerprint, silent
 from robust_if.task import Task
-from robust_if.training import Objective, Recipe, fit
+from robust_if.training import Objective, Recipe, fit, last_weights
 from robust_if.writing import plain, write_json
 
 Action = Literal["remove", "reweigh", "relabel"]
@@ -61,6 +60,7 @@ class HardeningPlan:
         eps: of images a share of the pixel range, of tables in standard deviations; see :func:`robust_if.evaluations.threats.threat_of`.
         norm: of the attack, ``"linf"`` or ``"l2"``.
         immutable: columns of a table that the attacker cannot change.
+        categories: whether the attacker may change categories.
         method: one of :data:`METHODS`.
         steps: of the attack in training, and of that on the validation samples.
         rho: radius of sharpness-aware minimisation, 0 for none.
@@ -84,6 +84,7 @@ class HardeningPlan:
     eps: float
     norm: Norm = "linf"
     immutable: tuple[str, ...] = ()
+    categories: bool = False
     method: str = "pgd"
     steps: int = 7
     rho: float = 0.0
@@ -151,7 +152,7 @@ def run(plan: HardeningPlan, directory: Path, *, progress: Progress = silent, ov
         chosen = prepared.chosen(models[first])
     models["hardened"] = prepared.trained(work / "hardened", progress, chosen)
     if plan.rescore_every is not None:
-        chosen = replace(chosen, weights=load_file(work / "hardened" / "training.safetensors")["weights"].numpy())
+        chosen = replace(chosen, weights=last_weights(work / "hardened"))
     judged = {name: prepared.judged(task, work / f"attacks-{k}", progress) for k, (name, task) in enumerate(models.items())}
     Checkpoint.of(models["hardened"].model).save(directory / "model.safetensors")
     prepared.table(chosen).to_csv(directory / "weights.csv", index=False)
@@ -209,7 +210,8 @@ class Prepared:
         plan.check()
         problem = Problem.of(plan.train, plan.valid, plan.test, model=plan.model, seed=plan.seed)
         assert problem.test is not None
-        threat = threat_of(problem.encoder, plan.train, plan.valid, plan.test, eps=plan.eps, norm=plan.norm, immutable=plan.immutable)
+        allowed: dict[str, Any] = {"norm": plan.norm, "immutable": plan.immutable, "categories": plan.categories}
+        threat = threat_of(problem.encoder, plan.train, plan.valid, plan.test, eps=plan.eps, **allowed)
         rows = np.arange(len(plan.test))
         if plan.samples is not None and plan.samples < len(rows):
             rows = np.sort(np.random.default_rng(plan.seed).choice(rows, plan.samples, replace=False))
@@ -281,8 +283,8 @@ class Prepared:
             notes.append(f"{len(self.test)} of {len(plan.test)} test samples were drawn; the intervals say how far others may move the numbers.")
         return {
             "hardening": True, "title": plan.title, "data": str(plan.train.path), "kind": plan.train.kind, "model": plan.model, "method": plan.method,
-            "steps": plan.steps, "eps": plan.eps, "norm": plan.norm, "immutable": list(plan.immutable), "rho": plan.rho,
-            "action": plan.action if plan.share else None, "share": plan.share, "rescore_every": plan.rescore_every,
+            "steps": plan.steps, "eps": plan.eps, "norm": plan.norm, "immutable": list(plan.immutable), "categories": plan.categories,
+            "rho": plan.rho, "action": plan.action if plan.share else None, "share": plan.share, "rescore_every": plan.rescore_every,
             "estimator": plan.estimator.name if plan.share else None, "recipe": repr(plan.recipe), "preset": plan.preset, "seed": plan.seed,
             "n_train": len(plan.train), "n_valid": len(plan.valid), "n_test": len(self.test), "warnings": notes, "command": plan.command,
         }  # fmt: skip

@@ -20,6 +20,7 @@ from robust_if.fairness.groups import Groups, at_least_two
 from robust_if.fairness.notions import NOTIONS
 from robust_if.fairness.targets import FairnessGap, fairness_gap
 from robust_if.loading import Dataset, read
+from robust_if.models import usual
 from robust_if.targets import Target, Utility
 from robust_if.task import Task
 from robust_if.writing import write_json
@@ -99,7 +100,7 @@ class Asked:
     def of(cls, question: Question) -> Asked:
         """Read, encode and check everything; no long work."""
         train, valid, warnings = question.read()
-        model = question.model or ("cnn" if train.kind == "image" else "mlp")
+        model = question.model or usual(train.kind)
         return cls(question, Problem.of(train, valid, model=model, seed=question.seed), train, valid, warnings)
 
     def loaded(self, path: Path) -> Task:

@@ -55,7 +55,7 @@ from robust_if.evaluations.plan import Plan, Suspicion
 from robust_if.evaluations.question import Asked, Question
 from robust_if.evaluations.report.remade import remake
 from robust_if.evaluations.scenario import detectors, run
-from robust_if.loading import read
+from robust_if.models import usual
 from robust_if.sweep import Sweep
 from robust_if.training import Recipe
 
@@ -141,14 +141,8 @@ def detect(
         if max_false_positives is not None and attack_inputs is None:
             raise ValueError("max-false-positives: it is about the verdict that --attack-inputs gives; pass them too")
         whole = options.read_judged(data, label, sample_id, truth)
-        train_data, valid_data, test_data, warnings = options.splits(
-            whole,
-            None if valid is None else read(valid, label=label, id=sample_id),
-            None if test is None else read(test, label=label, id=sample_id),
-            (valid_fraction, test_fraction),
-            seed,
-        )
-        name = model or ("cnn" if train_data.kind == "image" else "mlp")
+        train_data, valid_data, test_data, warnings = options.splits(whole, valid, test, label, sample_id, (valid_fraction, test_fraction), seed)
+        name = model or usual(train_data.kind)
         recipe = options.recipe(name, len(train_data), epochs, lr, optimizer, batch_size, seed)
         suspicion = None
         if attack_inputs is not None and goal_class is not None:
@@ -226,8 +220,7 @@ def score(
             out.print(listing)
         for name, advice in result["advice"].items():
             out.print(f"{name}: {advice}", soft_wrap=True, markup=False)
-        for what, path in result["files"].items():
-            out.print(f"{what:>10}  {path}", soft_wrap=True, markup=False)
+        options.files(result)
 
 
 @app.command()

@@ -68,6 +68,11 @@ def resnet18(shape: Sequence[int], classes: int, *, width: int = 64) -> nn.Modul
 MODELS: dict[str, Factory] = {"logistic-regression": logistic_regression, "mlp": mlp, "cnn": cnn, "resnet18": resnet18}
 
 
+def usual(kind: str) -> str:
+    """The model for data of a kind, ``"image"``, ``"table"`` or ``"text"``, where none is named."""
+    return "cnn" if kind == "image" else "mlp"
+
+
 def build(name: str, shape: Sequence[int], classes: int, seed: int = 0) -> nn.Module:
     """A model by name, in evaluation mode, with initial parameters drawn from ``seed``; the global random state is left as it was.
 

@@ -29,6 +29,9 @@ from robust_if.task import Batch, Task, check_state
 
 logger = logging.getLogger(__name__)
 
+#: The state of a training run, in its directory.
+_FILE = "training.safetensors"
+
 Augment = Callable[[Batch, torch.Generator], Batch]
 
 
@@ -197,6 +200,15 @@ def fit(
     return task.at(train(task, data, recipe, weights=weights, reweigh=reweigh, directory=directory, progress=progress)[-1].state)
 
 
+def last_weights(directory: Path) -> np.ndarray:
+    """The weights ``(n,)`` with which the training run in ``directory`` ended, as its ``reweigh`` chose them.
+
+    Raises:
+        FileNotFoundError: if there was none.
+    """
+    return load_file(directory / _FILE)["weights"].numpy()
+
+
 def _epoch(
     task: Task, model: nn.Module, samples: Samples, weights: Tensor, recipe: Recipe, epoch: int, optimizer: torch.optim.Optimizer
 ) -> float:
@@ -290,7 +302,7 @@ class _Resume:
     """The state of a training run on disk: one safetensors file after every epoch, replaced atomically."""
 
     def __init__(self, directory: Path | None, mark: str) -> None:
-        self.path, self.mark = (directory / "training.safetensors" if directory else None), mark
+        self.path, self.mark = (directory / _FILE if directory else None), mark
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, checkpoints: list[Checkpoint], weights: np.ndarray) -> None:
         if self.path is None:

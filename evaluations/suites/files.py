@@ -17,6 +17,7 @@ from robust_if.evaluations.suites.parts import Scene
 from robust_if.evaluations.suites.truth import Known
 from robust_if.fairness.groups import Groups, at_least_two
 from robust_if.loading import Dataset, read
+from robust_if.models import usual
 from robust_if.training import Recipe
 
 #: The environment variable that names the folder of real data.
@@ -65,7 +66,7 @@ def files(
     whole = read(train, label=label or None, id=id or None, truth=truth or None)
     rest, tested = (whole, _read(test, label, id)) if test else split_off(whole, test_fraction, seed, "test")[:2]
     rest, held = (rest, _read(valid, label, id)) if valid else split_off(rest, valid_fraction, seed, "validation")[:2]
-    problem = Problem.of(rest, held, tested, model=model or ("cnn" if whole.kind == "image" else "mlp"), seed=seed)
+    problem = Problem.of(rest, held, tested, model=model or usual(whole.kind), seed=seed)
     assert problem.test is not None
     parts = (rest, held, tested)
     training, validation, judged = (_pixels(data, part) for data, part in zip(parts, (problem.train, problem.valid, problem.test), strict=True))

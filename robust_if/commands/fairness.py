@@ -85,8 +85,7 @@ def audit(
             options.logs(as_json, (), logging.WARNING)
             result = auditing.audit_column(whole, prediction, plan, out_dir, command=command, overwrite=overwrite)
         else:
-            held = [None if path is None else read(path, label=label, id=sample_id) for path in (valid, test)]
-            train, valid_data, test_data, warnings = options.splits(whole, held[0], held[1], (valid_fraction, test_fraction), seed)
+            train, valid_data, test_data, warnings = options.splits(whole, valid, test, label, sample_id, (valid_fraction, test_fraction), seed)
             name = model or "mlp"
             options.logs(as_json, (), logging.WARNING)
             result = auditing.audit_model(
@@ -100,5 +99,4 @@ def audit(
         for listing in tables(result):
             out.print(listing)
         options.note(result["warnings"])
-        for what, path in result["files"].items():
-            out.print(f"{what:>10}  {path}", soft_wrap=True, markup=False)
+        options.files(result)

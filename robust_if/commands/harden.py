@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -16,15 +16,21 @@ from rich.table import Table
 
 from robust_if.commands import options
 from robust_if.commands.options import (
+    Attacked,
     BatchSize,
+    Categories,
     Data,
     Epochs,
     Id,
+    Immutable,
     Json,
     Label,
     Model,
+    Norm,
     Optimizer,
     Overwrite,
+    Preset,
+    Radius,
     Rate,
     Seed,
     Test,
@@ -36,16 +42,18 @@ from robust_if.commands.options import (
 )  # fmt: skip
 from robust_if.evaluations import hardening
 from robust_if.loading import read
+from robust_if.models import usual
 
 
 def harden(
     data: Data,
-    eps: Annotated[float, typer.Option(help="How far an attacker may go: of images a share of the pixel range, of tables in standard deviations.")],
+    eps: Radius,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the model, the weights and the result; the same command resumes there.")],
     label: Label = None,
     sample_id: Id = None,
-    norm: Annotated[Literal["linf", "l2"], typer.Option(help="Of the change: each feature on its own, or all together.")] = "linf",
-    immutable: Annotated[str, typer.Option(help="Comma-separated columns of a table that an attacker cannot change.")] = "",
+    norm: Norm = "linf",
+    immutable: Immutable = "",
+    categories: Categories = False,
     method: Annotated[str, typer.Option(help=f"How the model is trained, one of {', '.join(hardening.METHODS)}.")] = "pgd",
     steps: Annotated[int, typer.Option(help="Of the attack in training; each costs about as much as plain training.")] = 7,
     rho: Annotated[float, typer.Option(help="Radius of sharpness-aware minimisation, such as 0.05, at twice the cost.")] = 0.0,
@@ -55,10 +63,8 @@ def harden(
         int | None, typer.Option(help="Choose the samples anew every so many epochs; by default once, by a first model.")
     ] = None,
     estimator: Annotated[str, typer.Option(help="What scores the samples: a name, see `robust-if estimators`.")] = "ip",
-    preset: Annotated[
-        Literal["standard", "lite"], typer.Option(help="Attacks before and after: the budget of AutoAttack, or a many times cheaper one.")
-    ] = "standard",
-    samples: Annotated[int, typer.Option(help="Test samples that are attacked, drawn at random; 0 for all.")] = 200,
+    preset: Preset = "standard",
+    samples: Attacked = 200,
     valid: Valid = None,
     valid_fraction: ValidFraction = 0.1,
     test: Test = None,
@@ -79,11 +85,10 @@ def harden(
     """
     with options.errors():
         whole = read(data, label=label, id=sample_id)
-        held = [None if path is None else read(path, label=label, id=sample_id) for path in (valid, test)]
-        train, valid_data, test_data, warnings = options.splits(whole, held[0], held[1], (valid_fraction, test_fraction), seed)
-        name = model or ("cnn" if train.kind == "image" else "mlp")
+        train, valid_data, test_data, warnings = options.splits(whole, valid, test, label, sample_id, (valid_fraction, test_fraction), seed)
+        name = model or usual(train.kind)
         plan = hardening.HardeningPlan(
-            train, valid_data, test_data, eps, norm, tuple(options.names(immutable)), method, steps, rho, action,  # type: ignore[arg-type]
+            train, valid_data, test_data, eps, norm, tuple(options.names(immutable)), categories, method, steps, rho, action,  # type: ignore[arg-type]
             remove, rescore_every, options.one(options.estimators(estimator, seed, None))[0], name,
             options.recipe(name, len(train), epochs, lr, optimizer, batch_size, seed), preset, samples or None, seed, f"Hardening {data.name}",
             shlex.join(["robust-if", *sys.argv[1:]]), warnings,
@@ -99,8 +104,7 @@ def harden(
             if each["believable"] is False:
                 err.print(f"[bold red]warning:[/] {escape(which)}: {escape(each['verdict'])}", soft_wrap=True)
         options.note(result["warnings"])
-        for what, path in result["files"].items():
-            out.print(f"{what:>10}  {path}", soft_wrap=True, markup=False)
+        options.files(result)
 
 
 def table(result: Mapping[str, Any]) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -57,6 +57,10 @@ Eps = Annotated[float, typer.Option(help="Of attacked inputs: L∞ radius; for i
 Steps = Annotated[int, typer.Option(help="Of attacked inputs: steps of projected gradient ascent.")]
 Immutable = Annotated[str, typer.Option(help="Of attacked tables: comma-separated columns that an attacker cannot change.")]
 Categories = Annotated[bool, typer.Option("--categories", help="Of attacked tables: an attacker can also change categories.")]
+Radius = Annotated[float, typer.Option(help="How far an attacker may go: of images a share of the pixel range, of tables in standard deviations.")]
+Norm = Annotated[Literal["linf", "l2"], typer.Option(help="Of an attacker's change: each feature on its own, or all together.")]
+Preset = Annotated[Literal["standard", "lite"], typer.Option(help="Attacks: the budget of AutoAttack, or a far cheaper one, nearly as strong.")]
+Attacked = Annotated[int, typer.Option("--samples", help="Test samples that are attacked, drawn at random; 0 for all.")]
 Damping = Annotated[float | None, typer.Option(help="λ of estimators with curvature, as an L2 penalty; a tenth of the mean eigenvalue by default.")]
 Memory = Annotated[str | None, typer.Option(help="Most memory that scoring may use, such as 2GB; batches are made to fit.")]
 
@@ -114,9 +118,11 @@ def read_judged(data: Path, label: str | None, sample_id: str | None, truth: str
 
 
 def splits(
-    data: Dataset, valid: Dataset | None, test: Dataset | None, fractions: tuple[float, float], seed: int
-) -> tuple[Dataset, Dataset, Dataset, tuple[str, ...]]:
-    """Training, validation and test data; what is not given is split off."""
+    data: Dataset, valid_path: Path | None, test_path: Path | None, label: str | None, sample_id: str | None, fractions: tuple[float, float],
+    seed: int,
+) -> tuple[Dataset, Dataset, Dataset, tuple[str, ...]]:  # fmt: skip
+    """Training, validation and test data, and warnings; what is not given is split off."""
+    valid, test = (None if path is None else read(path, label=label, id=sample_id) for path in (valid_path, test_path))
     warnings: list[str | None] = []
     if valid is None:
         data, valid, warning = split_off(data, fractions[0], seed, "validation")
@@ -138,6 +144,12 @@ def logs(as_json: bool, warnings: Iterable[str], level: int = logging.INFO) -> N
     if not as_json:
         logging.getLogger("robust_if").setLevel(level)
         note(warnings)
+
+
+def files(result: Mapping[str, Any]) -> None:
+    """Where the files of a result are."""
+    for what, path in result["files"].items():
+        out.print(f"{what:>10}  {path or '– (this format can hold no weights)'}", soft_wrap=True, markup=False)
 
 
 def note(warnings: Iterable[str]) -> None:

@@ -39,6 +39,7 @@ from robust_if.evaluations.named_attacks import ATTACKS, Options
 from robust_if.evaluations.problem import Problem
 from robust_if.evaluations.tampering import tamper
 from robust_if.loading import read
+from robust_if.models import usual
 from robust_if.sweep import Sweep
 
 
@@ -75,11 +76,10 @@ def explain(
         if run is not None and (checkpoint or model):
             raise ValueError("run: it brings its own model; do not pass --model or --checkpoint with it")
         whole = options.read_judged(data, label, sample_id, truth)
-        given_valid, given_test = (None if path is None else read(path, label=label, id=sample_id) for path in (valid, test))
         if run is not None:
             seed = explaining.seed_of(run)
-        train, valid_data, test_data, warnings = options.splits(whole, given_valid, given_test, (valid_fraction, test_fraction), seed)
-        model = model or ("cnn" if train.kind == "image" else "mlp")
+        train, valid_data, test_data, warnings = options.splits(whole, valid, test, label, sample_id, (valid_fraction, test_fraction), seed)
+        model = model or usual(train.kind)
         if run is not None:
             checkpoint, model = explaining.used_by(run, whole, train)
         parts = {"validation": valid_data, "test": test_data}
@@ -102,8 +102,7 @@ def explain(
         out.print(tables.prediction(result), soft_wrap=True, markup=False)
         for listing in tables.explanation(result):
             out.print(listing)
-        for what, path in result["files"].items():
-            out.print(f"{what:>10}  {path}", soft_wrap=True, markup=False)
+        options.files(result)
 
 
 def attack(
@@ -148,8 +147,7 @@ def attack(
         out.print(f"poisoned {result['poisoned']} of {result['n']} samples, {result['covers']} covers, {result['triggered']} triggered inputs")
         for line in tables.carried(result):
             out.print(line, soft_wrap=True, markup=False)
-        for what, path in result["files"].items():
-            out.print(f"{what:>10}  {path}", soft_wrap=True, markup=False)
+        options.files(result)
         out.print(f"next: {_next(result, label, sample_id)}", soft_wrap=True, markup=False)
 
 

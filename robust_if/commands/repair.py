@@ -41,7 +41,6 @@ from robust_if.evaluations.repair_plan import CLOSED_FORM, RepairPlan
 from robust_if.evaluations.report.repair import NAMES, RATES, worse
 from robust_if.fairness.metrics import COMPARED
 from robust_if.fairness.steps import ACTIONS
-from robust_if.loading import read
 
 
 def repair(
@@ -90,8 +89,7 @@ def repair(
     """
     with options.errors():
         whole = options.read_judged(data, label, sample_id, truth)
-        given_valid, given_test = (None if path is None else read(path, label=label, id=sample_id) for path in (valid, test))
-        train, valid_data, test_data, warnings = options.splits(whole, given_valid, given_test, (valid_fraction, test_fraction), seed)
+        train, valid_data, test_data, warnings = options.splits(whole, valid, test, label, sample_id, (valid_fraction, test_fraction), seed)
         name = model or CLOSED_FORM
         plan = RepairPlan(
             train, valid_data, test_data, tuple(options.names(sensitive)), tuple(options.names(target)), action,  # type: ignore[arg-type]
@@ -111,8 +109,7 @@ def repair(
         for listing in tables(result):
             out.print(listing)
         options.note(result["warnings"])
-        for what, path in result["files"].items():
-            out.print(f"{what:>10}  {path or '– (this format can hold no weights)'}", soft_wrap=True, markup=False)
+        options.files(result)
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from robust_if.commands import options
 from robust_if.commands.options import (
+    Attacked,
     BatchSize,
     Categories,
     Data,
@@ -25,8 +26,11 @@ from robust_if.commands.options import (
     Json,
     Label,
     Model,
+    Norm,
     Optimizer,
     Overwrite,
+    Preset,
+    Radius,
     Rate,
     Seed,
     TestFraction,
@@ -37,21 +41,20 @@ from robust_if.commands.options import (
 )  # fmt: skip
 from robust_if.evaluations import robustness_files
 from robust_if.loading import read
+from robust_if.models import usual
 
 
 def robustness(
     data: Data,
-    eps: Annotated[float, typer.Option(help="How far an attacker may go: of images a share of the pixel range, of tables in standard deviations.")],
+    eps: Radius,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the samples, the result and the model; the same command resumes there.")],
     label: Label = None,
     sample_id: Id = None,
-    norm: Annotated[Literal["linf", "l2"], typer.Option(help="Of the change: each feature on its own, or all together.")] = "linf",
-    preset: Annotated[
-        Literal["standard", "lite"], typer.Option(help="standard has the budget of AutoAttack; lite is many times cheaper and nearly as strong.")
-    ] = "standard",
+    norm: Norm = "linf",
+    preset: Preset = "standard",
     immutable: Immutable = "",
     categories: Categories = False,
-    samples: Annotated[int, typer.Option(help="Test samples that are attacked, drawn at random; 0 for all.")] = 200,
+    samples: Attacked = 200,
     checks: Annotated[bool, typer.Option(help="Look for signs that the number is too high.")] = True,
     valid: Valid = None,
     valid_fraction: ValidFraction = 0.1,
@@ -74,9 +77,8 @@ def robustness(
     """
     with options.errors():
         whole = read(data, label=label, id=sample_id)
-        held = [None if path is None else read(path, label=label, id=sample_id) for path in (valid, test)]
-        train, valid_data, test_data, warnings = options.splits(whole, held[0], held[1], (valid_fraction, test_fraction), seed)
-        name = model or ("cnn" if train.kind == "image" else "mlp")
+        train, valid_data, test_data, warnings = options.splits(whole, valid, test, label, sample_id, (valid_fraction, test_fraction), seed)
+        name = model or usual(train.kind)
         options.logs(as_json, (), logging.WARNING)
         result = robustness_files.measure(
             train, valid_data, test_data, out_dir, name=name, eps=eps, norm=norm, preset=preset, immutable=options.names(immutable),
@@ -95,8 +97,7 @@ def robustness(
         else:
             out.print(result["verdict"], soft_wrap=True, markup=False)
         options.note(result["warnings"])
-        for what, path in result["files"].items():
-            out.print(f"{what:>10}  {path}", soft_wrap=True, markup=False)
+        options.files(result)
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:

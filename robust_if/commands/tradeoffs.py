@@ -44,8 +44,9 @@ from robust_if.commands.options import (
     out,
 )  # fmt: skip
 from robust_if.evaluations import tradeoffs as trading
-from robust_if.evaluations.report.tradeoff_words import findings, label, seen, side
-from robust_if.loading import read
+from robust_if.evaluations.report.tradeoff_words import findings, seen, side
+from robust_if.evaluations.report.tradeoff_words import label as named
+from robust_if.models import usual
 from robust_if.sweep import Sweep
 
 
@@ -87,9 +88,8 @@ def tradeoffs(
     """
     with options.errors():
         whole = options.read_judged(data, label, sample_id, truth)
-        held = [None if path is None else read(path, label=label, id=sample_id) for path in (valid, test)]
-        train, valid_data, test_data, warnings = options.splits(whole, held[0], held[1], (valid_fraction, test_fraction), seed)
-        name = model or ("cnn" if train.kind == "image" else "mlp")
+        train, valid_data, test_data, warnings = options.splits(whole, valid, test, label, sample_id, (valid_fraction, test_fraction), seed)
+        name = model or usual(train.kind)
         attacker = {"eps": eps, "steps": steps, "immutable": options.names(immutable), "categories": categories}
         plan = trading.TradeoffPlan(
             train, valid_data, test_data, tuple(options.names(target)), {"sensitive": sensitive, "positive": positive, **attacker},
@@ -108,8 +108,7 @@ def tradeoffs(
         for listing in tables(result):
             out.print(listing)
         options.note(result["warnings"])
-        for what, path in result["files"].items():
-            out.print(f"{what:>10}  {path}", soft_wrap=True, markup=False)
+        options.files(result)
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
@@ -140,7 +139,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 def labelled(result: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
     """A choice in words, with how many samples it removes."""
     size = result["k"] if choice["name"] == "random" else 0 if choice["name"] == "none" else choice["removed"]
-    return f"{label(result, choice['name'])} ({size:,.0f})"
+    return f"{named(result, choice['name'])} ({size:,.0f})"
 
 
 def _cell(found: Mapping[str, Any], none: bool) -> str:
