@@ -15,6 +15,7 @@ from robust_if.evaluations.problem import Problem
 from robust_if.evaluations.splits import split_off
 from robust_if.evaluations.suites.parts import Scene
 from robust_if.evaluations.suites.truth import Known
+from robust_if.evaluations.threats import threat_of
 from robust_if.fairness.groups import Groups, at_least_two
 from robust_if.loading import Dataset, read
 from robust_if.models import usual
@@ -59,7 +60,8 @@ def files(
         sensitive: column of a table that says who belongs to which group.
         model: name of a model or ``module:function``; ``"cnn"`` for images and ``"mlp"`` for all else by default.
         epochs: of the training by AdamW at the rate ``lr``.
-        eps: L∞ radius of an attacker at test time, in pixels from 0 to 1 or in standard deviations of a table's numbers; 0 for none.
+        eps: L∞ radius of an attacker at test time, in pixels from 0 to 1 or in standard deviations of a table's numbers, whose range and whole
+            numbers it respects (:func:`robust_if.evaluations.threats.threat_of`); 0 for none.
     """
     if eps < 0:
         raise ValueError(f"eps: expected a number of at least 0, got {eps}")
@@ -72,7 +74,9 @@ def files(
     training, validation, judged = (_pixels(data, part) for data, part in zip(parts, (problem.train, problem.valid, problem.test), strict=True))
     groups = _groups(sensitive, parts) if sensitive else {}
     recipe = Recipe(epochs=epochs, optimizer="adamw", lr=lr, batch_size=batch_size, seed=seed)
-    threat = _threat(eps, whole, training) if eps else None
+    threat = None
+    if eps:  # images are pixels here, and not encoded
+        threat = Threat(eps, bounds=(0.0, 1.0)) if whole.kind == "image" else threat_of(problem.encoder, rest, held, tested, eps=eps)
     scene = Scene(problem.task(), recipe, training, validation, judged, threat=threat, groups=groups, mislabelled=rest.mislabelled)
     if rest.truth is None or rest.truth.dtype == bool or not np.isin(rest.truth, problem.encoder.classes).all():
         return scene
@@ -99,16 +103,3 @@ def _groups(column: str, parts: tuple[Dataset, Dataset, Dataset]) -> dict[str, G
     known = at_least_two(Groups.of(first, name="sensitive"), "sensitive")
     valid, test = (known.of_others(each, name="sensitive") for each in others)
     return {"train": known, "valid": valid, "test": test}
-
-
-def _threat(eps: float, data: Dataset, encoded: Samples) -> Threat:
-    """Pixels may move within their bounds, and of a table the numbers, which are those columns that take more than two values."""
-    if data.kind == "image":
-        return Threat(eps, bounds=(0.0, 1.0))
-    if data.kind == "text":
-        raise ValueError("eps: text has no attacker of this kind; expected 0")
-    x = encoded.batch(slice(None))[0]
-    mutable = torch.tensor([len(column.unique()) > 2 for column in x.T])
-    if not mutable.any():
-        raise ValueError("eps: the table has no numbers that could move; expected 0")
-    return Threat(eps, mutable=mutable)
