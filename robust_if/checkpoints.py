@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from robust_if.task import check_state
+from robust_if.task import Task, check_state
 
 #: Entries of a file that are not the model's: no name in a state begins with a dot, since the names of modules and parameters are not empty.
 FIRST, SECOND, STEPS = ".adam.first.", ".adam.second.", ".adam.steps"
@@ -105,8 +105,12 @@ class Checkpoint:
         os.replace(part, path)
 
 
-def load_checkpoint(path: Path, model: nn.Module | None = None) -> Checkpoint:
+def load_checkpoint(path: Path, model: nn.Module | Task | None = None) -> Checkpoint:
     """Read a checkpoint, and check it against ``model`` if one is given.
+
+    Args:
+        path: a safetensors file.
+        model: the model, all of whose parameters must be there; or a task, whose own must, such as those of an adapter.
 
     Raises:
         ValueError: if the file is no safetensors file (pickled checkpoints are refused), its weight or moments make no sense, or it does not fit the
@@ -126,8 +130,9 @@ def load_checkpoint(path: Path, model: nn.Module | None = None) -> Checkpoint:
         ) from None
     checkpoint = Checkpoint.from_tensors(tensors, _number(weight, path))
     if model is not None:
-        check_state(model, checkpoint.state)
-        missing = [name for name, _ in model.named_parameters() if name not in checkpoint.state]
+        module, needed = (model.model, list(model.params())) if isinstance(model, Task) else (model, [name for name, _ in model.named_parameters()])
+        check_state(module, checkpoint.state)
+        missing = [name for name in needed if name not in checkpoint.state]
         if missing:
             raise ValueError(f"checkpoint: {path} lacks {missing[0]!r} and {len(missing) - 1} more of the model's parameters")
     if not all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point()):

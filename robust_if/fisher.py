@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from robust_if.gradients import hessian, reason
 from robust_if.layers import LayerGradients
 from robust_if.task import Batch, cross_entropy
+from robust_if.token_losses import NOT_LEARNT, NextToken
 
 Fisher = Literal["sampled", "empirical"]
 Loss = Callable[[Any, Batch], Tensor]
@@ -68,10 +69,21 @@ class SampledLoss:
     def __call__(self, outputs: Any, batch: Batch) -> Tensor:
         if not isinstance(outputs, Tensor):
             raise ValueError(f"fisher: 'sampled' needs a model whose outputs are one tensor, got {type(outputs).__name__}; use fisher='empirical'")
+        if isinstance(self.loss, NextToken):
+            return self._tokens(self.loss, outputs, batch)
         rows = outputs.reshape(len(outputs), -1)
         signs = torch.from_numpy(np.where(self.draw.random(rows.shape) < 0.5, -1.0, 1.0)).to(rows)
         root = _softmax_root if self.loss is cross_entropy else self._general_root
         return (rows * root(outputs.detach(), batch, signs)).sum(1)
+
+    def _tokens(self, loss: NextToken, logits: Tensor, batch: Batch) -> Tensor:
+        """The same of a language model, whose Hessian has a block for every token that is learnt; signs are drawn for these alone."""
+        learnt = batch[1][:, 1 : logits.shape[1]] != NOT_LEARNT
+        rows = logits[:, :-1][learnt]
+        signs = torch.from_numpy(np.where(self.draw.random(rows.shape, dtype=np.float32) < 0.5, np.float32(-1), np.float32(1))).to(rows)
+        products = (rows * _softmax_root(rows.detach(), batch, signs)).sum(1)
+        sums = products.new_zeros(learnt.shape).index_put((learnt,), products).sum(1)
+        return sums if loss.reduction == "sum" else sums / learnt.sum(1).clamp(min=1).to(sums).sqrt()
 
     def _general_root(self, outputs: Tensor, batch: Batch, signs: Tensor) -> Tensor:
         """S ε with the symmetric root S, which is unique: ``(B, outputs)``."""

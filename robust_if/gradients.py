@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +29,19 @@ def differentiable(model: nn.Module) -> Iterator[None]:
     """Inside, the model's derivatives of every order exist and agree with each other.
 
     Attention and torch's transformer layers take the kernels that have forward-mode rules. The padding row of an embedding is a constant in forward
-    mode too: torch leaves it out of gradients only, and without this J and Jᵀ would be of two different functions.
+    mode too: torch leaves it out of gradients only, and without this J and Jᵀ would be of two different functions. Hooks by which gradient
+    checkpointing asks for gradients of the embeddings' outputs, which functional transforms do not allow, are put aside.
     """
 
     def constant(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> Tensor:
         index = args[0] if args else kwargs["input"]
         return torch.where(torch.eq(index, module.padding_idx)[..., None], output.detach(), output)  # type: ignore[arg-type]
 
+    asking = [module._forward_hooks for module in model.modules() if any(map(_asks, module._forward_hooks.values()))]
+    before = [dict(hooks) for hooks in asking]
+    for hooks in asking:
+        for key in [key for key, hook in hooks.items() if _asks(hook)]:
+            del hooks[key]
     padded = [module for module in model.modules() if isinstance(module, nn.Embedding) and module.padding_idx is not None]
     handles = [module.register_forward_hook(constant, with_kwargs=True) for module in padded]
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -47,6 +53,14 @@ def differentiable(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
             handle.remove()
+        for hooks, kept in zip(asking, before, strict=True):
+            hooks.clear()
+            hooks.update(kept)
+
+
+def _asks(hook: Callable[..., Any]) -> bool:
+    """Whether this is the hook that ``enable_input_require_grads`` of transformers registers."""
+    return "make_inputs_require_grad" in getattr(hook, "__qualname__", "")
 
 
 def gradient(function: Callable[[Params], Tensor], params: Params) -> Params:

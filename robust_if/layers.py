@@ -91,6 +91,11 @@ def _embedding(module: nn.Embedding, index: Tensor, b: Tensor) -> dict[str, Piec
     return {"weight": Rows(index, b, module.num_embeddings)}
 
 
+def _scaled_embedding(module: Any, index: Tensor, b: Tensor) -> dict[str, Piece]:
+    """An embedding that is multiplied by a constant, as Gemma's."""
+    return _embedding(module, index, b * module.embed_scale)
+
+
 _RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
@@ -104,10 +109,12 @@ _RULES: dict[type[nn.Module], Rule] = {
 
 
 def _rule(module: nn.Module) -> Rule | None:
-    """The rule of a module, by its type; of two that transformers define, by their names, since it need not be installed."""
+    """The rule of a module, by its type; of some that transformers define, by their names, since it need not be installed."""
     name = type(module).__name__
     if name.endswith("RMSNorm"):
         return _rms_norm
+    if name.endswith("ScaledWordEmbedding"):
+        return _scaled_embedding
     return _transposed if name == "Conv1D" else _RULES.get(type(module))
 
 

@@ -21,6 +21,7 @@ from robust_if.preconditioners.diagonal_fisher import check_damping
 from robust_if.preconditioners.spectra import Block, Spectrum, Sums, blocks, turned_squares
 from robust_if.sweep import Sweep
 from robust_if.task import Params, Task
+from robust_if.token_losses import is_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ logger = logging.getLogger(__name__)
 class KFAC(Preconditioner):
     """Kronecker-factored curvature: of a layer's weight and bias, A ⊗ B with A from the layer's inputs and B from the gradients at its outputs.
 
-    A is the mean over the samples of Σ_t a aᵀ (with a 1 for the bias), B the mean over samples and positions of b bᵀ. For a layer with one position
+    A is the mean over the samples of Σ_t a aᵀ (with a 1 for the bias), B the mean over samples and positions of b bᵀ; of texts, over the tokens whose
+    gradient b is not 0. For a layer with one position
     per sample this takes inputs and output gradients for independent; over positions t, as in convolutions, also different positions for
     uncorrelated. The damping is added exactly, to the eigenvalues λ_A λ_B.
 
@@ -88,7 +90,8 @@ class KFAC(Preconditioner):
     def _spectra(self, gradients: LayerGradients, parts: list[Block], data: Samples, sweep: Sweep) -> dict[str, Spectrum]:
         """The spectrum of every block, by its first parameter."""
         data = self._some(data, slice(self.samples))
-        sums = {part.names[0]: Sums(part, gradients.params[part.names[0]]) for part in parts}
+        tokens = isinstance(data.tensors, tuple) and is_tokens(data.tensors[0])
+        sums = {part.names[0]: Sums(part, gradients.params[part.names[0]], tokens) for part in parts}
         for name, pieces in self._pieces(gradients, data, sweep, "factors"):
             if name in sums:
                 sums[name].add(pieces)

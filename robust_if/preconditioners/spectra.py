@@ -113,12 +113,13 @@ class Sums:
     Args:
         block: what is summed.
         like: a parameter; the sums have its device, and its type but at least float32.
+        tokens: whether positions are tokens. Those without a gradient are then left out: how many a batch has beyond the end of its texts is chance.
     """
 
-    def __init__(self, block: Block, like: Tensor) -> None:
+    def __init__(self, block: Block, like: Tensor, tokens: bool = False) -> None:
         rows, columns = block.shape
         empty = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
-        self.block, self.positions = block, 0
+        self.block, self.positions, self.tokens = block, 0, tokens
         self.values = empty.new_zeros(block.shape) if "diagonal" in block.kind else None
         self.inputs = empty.new_zeros(columns, columns) if self.values is None else empty
         self.outputs = empty.new_zeros(rows, rows) if self.values is None else empty
@@ -130,6 +131,9 @@ class Sums:
             return
         piece = self.block.outer(pieces)
         a, b = _positions(piece.a).to(self.inputs), _positions(piece.b).to(self.outputs)
+        if self.tokens:
+            there = b.any(1)
+            a, b = a[there], b[there]
         self.positions += len(a)
         _add_upper(self.inputs, a)
         _add_upper(self.outputs, b)

@@ -80,6 +80,19 @@ def test_a_checkpoint_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> 
             load_checkpoint(path, model)
 
 
+def test_a_part_of_the_parameters_will_do_for_a_task_that_counts_no_others(tmp_path: Path) -> None:
+    task, path = case("mlp").task, tmp_path / "part.safetensors"
+    part = replace(task, parameters="5.*")
+    save_file(part.params(), path, metadata={"weight": "0.5"})
+    assert load_checkpoint(path, part).state.keys() == {"5.weight", "5.bias"}
+    assert load_checkpoint(path, part).weight == 0.5
+    for whole in (task, task.model):
+        with pytest.raises(ValueError, match="lacks '1.weight' and 3 more of the model's parameters"):
+            load_checkpoint(path, whole)
+    with pytest.raises(ValueError, match="lacks '1.weight' and 1 more"):
+        load_checkpoint(path, replace(task, parameters=("1.*", "5.*")))
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="checkpoint: there is no file .*model.safetensors"):
         load_checkpoint(tmp_path / "model.safetensors")
