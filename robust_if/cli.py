@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import robust_if
-from robust_if.commands import evaluate, fairness, harden, options, poisons, repair, robustness, tradeoffs
+from robust_if.commands import evaluate, fairness, harden, language, options, poisons, repair, robustness, tradeoffs
 from robust_if.commands.options import (
     BatchSize,
     Categories,
@@ -312,12 +312,14 @@ app.command()(fairness.audit)
 app.command()(robustness.robustness)
 app.command()(harden.harden)
 app.command()(tradeoffs.tradeoffs)
+app.command()(language.trace)
+app.command()(language.select)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.compare)
 
 
 @app.command()
-def report(directory: Annotated[Path, typer.Argument(help="Folder that demo, detect or explain wrote.")]) -> None:
+def report(directory: Annotated[Path, typer.Argument(help="Folder that a command with a page wrote.")]) -> None:
     """Make report.html anew from a finished run."""
     with options.errors():
         out.print(f"wrote {remake(directory)}", soft_wrap=True, markup=False)

@@ -161,6 +161,7 @@ class LayerGradients:
         """By parameter name, what makes its pieces; they are made one parameter at a time, since a convolution's patches are large."""
         with _record(self._modules, batch_length(batch)) as calls:
             losses = self.task.losses({name: value.detach().requires_grad_() for name, value in self.params.items()}, batch)
+            calls = list(calls)  # gradient checkpointing calls the modules again on the way back
             edges = [call.edge for call in calls]
             grads = torch.autograd.grad(losses.sum(), edges, allow_unused=True) if edges else ()
         found: dict[str, list[Callable[[], Piece]]] = {}
@@ -180,8 +181,8 @@ class LayerGradients:
         Every sample has a weight of its own: where the first axis of a layer's input is not the sample, a plain sum would still be right.
         """
         rules = self._by_rule(probe)
-        weights = torch.arange(1.0, batch_length(probe) + 1).to(next(iter(self.params.values())))
-        exact = gradient(lambda p: self.task.losses(p, probe) @ weights, self.params)
+        weights = torch.arange(1.0, batch_length(probe) + 1, device=next(iter(self.params.values())).device)
+        exact = gradient(lambda p: (losses := self.task.losses(p, probe)) @ weights.to(losses), self.params)
         largest = max(float(value.norm()) for value in exact.values())
         return [name for name, value in exact.items() if name in rules and _agrees(rules[name], weights, value, largest)]
 
@@ -189,11 +190,12 @@ class LayerGradients:
 def _agrees(rules: list[Callable[[], Piece]], weights: Tensor, exact: Tensor, largest: float) -> bool:
     """Whether the rules give ``exact``, up to rounding: also of float32 within a float64 model, and of a gradient that is nothing but rounding."""
     try:
-        got = (weights @ dense([rule() for rule in rules])).reshape(exact.shape)
+        found = dense([rule() for rule in rules])
+        got = (weights.to(found) @ found).to(exact).reshape(exact.shape)
     except KeyError:  # the rule does not serve this configuration of the layer
         return False
     tolerance = 1e-4 if exact.dtype in (torch.float32, torch.float64) else 0.1
-    return bool((got - exact).norm() <= tolerance * (exact.norm() + 1e-2 * tolerance * largest))
+    return bool((got - exact).norm() <= tolerance * exact.norm() + max(1e-10, 100 * torch.finfo(exact.dtype).eps) * largest)
 
 
 def some(names: Sequence[str]) -> str:

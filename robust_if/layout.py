@@ -102,38 +102,37 @@ def laid_out(pieces: Pieces, layout: Layout | None = None) -> tuple[Layout, list
     """
     forms = {entry.name: entry for entry in layout.entries} if layout is not None else {}
     entries: list[Entry] = []
+    found: list[Tensor] = []
     parts: list[Tensor] = []
 
-    def place(values: Tensor) -> int:
+    def place(values: Tensor, width: int | None = None) -> int:
         flat = values.flatten(1).contiguous()
-        for k, other in enumerate(parts):
-            if other.data_ptr() == flat.data_ptr() and other.shape == flat.shape and other.dtype == flat.dtype:
+        lacking = 0 if width is None else width - flat.shape[1]
+        for k, other in enumerate(found):
+            same = other.data_ptr() == flat.data_ptr() and other.shape == flat.shape and other.dtype == flat.dtype
+            if same and parts[k].shape[1] == flat.shape[1] + lacking:
                 return k
-        parts.append(flat)
+        found.append(flat)
+        parts.append(F.pad(flat, (0, lacking)) if lacking else flat)
         return len(parts) - 1
 
     for name, each in pieces:
-        piece = _like(each, forms[name]) if name in forms else smallest(each)
-        if isinstance(piece, Outer):
-            entries.append(Entry(name, "outer", (place(piece.a), place(piece.b)), (*piece.a.shape[1:], piece.b.shape[2])))
-        elif isinstance(piece, Rows):
-            index = piece.index.int() if piece.count <= 2**31 else piece.index
-            entries.append(Entry(name, "rows", (place(index), place(piece.b)), (*piece.b.shape[1:], piece.count)))
-        else:
+        piece, form = smallest(each), forms.get(name)
+        if form is not None and form.kind == "dense":
+            piece = Dense(piece.dense())
+        if isinstance(piece, Dense):
             entries.append(Entry(name, "dense", (place(piece.grads),), (piece.size,)))
+            continue
+        # positions at which nothing happened come after a sample's own
+        positions = piece.b.shape[1] if form is None else max(piece.b.shape[1], form.shape[0])
+        outer = positions * piece.b.shape[2]
+        if isinstance(piece, Outer):
+            inner = piece.a.shape[2]
+            entries.append(Entry(name, "outer", (place(piece.a, positions * inner), place(piece.b, outer)), (positions, inner, piece.b.shape[2])))
+        else:
+            index = piece.index.int() if piece.count <= 2**31 else piece.index
+            entries.append(Entry(name, "rows", (place(index, positions), place(piece.b, outer)), (positions, piece.b.shape[2], piece.count)))
     return Layout(tuple(entries), tuple((str(part.dtype).removeprefix("torch."), part.shape[1]) for part in parts)), parts
-
-
-def _like(pieces: list[Piece], entry: Entry) -> Piece:
-    """The gradients in the form of ``entry`` if they have one, with positions at which nothing happened after their own."""
-    piece = smallest(pieces)
-    if entry.kind == "dense":
-        return Dense(piece.dense())
-    lacking = entry.shape[0] - piece.b.shape[1] if not isinstance(piece, Dense) else 0
-    if lacking <= 0 or isinstance(piece, Dense):
-        return piece
-    b = F.pad(piece.b, (0, 0, 0, lacking))
-    return Rows(F.pad(piece.index, (0, lacking)), b, piece.count) if isinstance(piece, Rows) else Outer(F.pad(piece.a, (0, 0, 0, lacking)), b)
 
 
 def smallest(pieces: list[Piece]) -> Piece:

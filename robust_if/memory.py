@@ -12,8 +12,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from robust_if.gradients import directional
 from robust_if.layers import LayerGradients, some
 from robust_if.pieces import CHUNK
 from robust_if.sweep import Sweep, parse_bytes
@@ -56,13 +58,14 @@ class Footprint:
 
 
 def footprint(task: Task, params: Params, probe: Batch, kind: Kind, directions: int = 1) -> Footprint:
-    """What a pass takes, from one forward pass over the first samples of ``probe`` (at most 4).
+    """What a pass takes, measured on the first samples of ``probe`` (at most 4).
 
-    Hooks on the model's layers see their inputs and outputs; what functions between them allocate for a moment is not seen.
+    Of the first two kinds the pass itself is made, and every tensor that an operation returns is seen, those of attention and of the loss too; what a
+    kernel allocates for a moment is not.
 
     Args:
-        kind: ``"forward"``: the largest activations alive at once; ``"directional"``: those with their tangents, one for each direction;
-            ``"layerwise"``: what the graph saves, inputs, outputs and output gradients of the layers, and a convolution's patches.
+        kind: ``"forward"``: the activations alive at once at most; ``"directional"``: those with their tangents, and the parameters with one copy for
+            each direction; ``"layerwise"``: what the graph saves, inputs, outputs and output gradients of the layers, and a convolution's patches.
         directions: vectors that the gradients are multiplied with in one pass.
 
     Raises:
@@ -78,9 +81,14 @@ def footprint(task: Task, params: Params, probe: Batch, kind: Kind, directions: 
     if kind == "layerwise":
         return _layerwise(task, params, probe, frozen + size * (1 + directions))
     tangents = directions if kind == "directional" else 0
-    with torch.no_grad(), _alive(task.model, tangents) as peak:
-        task.losses(params, probe)
-    return Footprint(frozen + size * (1 + tangents), -(-peak[0] // count))
+    direction = {name: torch.zeros_like(value) for name, value in params.items()} if tangents else {}
+    own = [*params.values(), *direction.values(), *task.model.state_dict().values()]
+    with torch.no_grad(), _Alive(tree_leaves(probe), own) as alive:
+        if tangents:
+            directional(task, params, probe, direction)
+        else:
+            task.losses(params, probe)
+    return Footprint(frozen + size * (1 + tangents), -(-alive.peak // count))
 
 
 def plan(footprint: Footprint, sweep: Sweep) -> Sweep:
@@ -115,7 +123,7 @@ def _layerwise(task: Task, params: Params, probe: Batch, fixed: int) -> Footprin
             kept.extend([output, *(value for value in args if isinstance(value, Tensor))])
 
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    with _hooks(task.model, hook, own_parameters=True), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+    with _hooks(task.model, hook), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         task.losses(leaves, probe)
     own = {value.untyped_storage().data_ptr() for value in (*params.values(), *task.model.state_dict().values())}
     storages = {storage.data_ptr(): storage.nbytes() for storage in (value.untyped_storage() for value in kept)}
@@ -143,38 +151,41 @@ def _formed(module: nn.Module, output: Tensor) -> tuple[int, int]:
     return patches, weight.nbytes if positions > 1 else 0
 
 
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that are alive at once: ``inputs``, and what operations return, but not what shares memory with ``own``."""
+
+    def __init__(self, inputs: list[Any], own: list[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.own = {value.untyped_storage().data_ptr() for value in own}
+        self.alive: list[weakref.ref[Tensor]] = []
+        self.peak = 0
+        self._count(inputs)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._count(tree_leaves(result))
+        return result
+
+    def _count(self, made: list[Any]) -> None:
+        # the tangent of what does not change is a tensor without memory
+        self.alive.extend(weakref.ref(leaf) for leaf in made if isinstance(leaf, Tensor) and not leaf._is_zerotensor())
+        there = [(reference, tensor.untyped_storage()) for reference in self.alive if (tensor := reference()) is not None]
+        self.alive = [reference for reference, _ in there]
+        self.peak = max(
+            self.peak, sum(size for pointer, size in {each.data_ptr(): each.nbytes() for _, each in there}.items() if pointer not in self.own)
+        )
+
+
 @contextmanager
-def _alive(model: nn.Module, tangents: int) -> Iterator[list[int]]:
-    """The peak bytes of the inputs and outputs of the layers that are alive at once with their tangents, as the only element of a list."""
-    seen: list[weakref.ref[Tensor]] = []
-    peak = [0]
-
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        seen.extend(weakref.ref(leaf) for leaf in tree_leaves((args, output)) if isinstance(leaf, Tensor))
-        alive = [tensor.untyped_storage() for tensor in (reference() for reference in seen) if tensor is not None]
-        total = sum({storage.data_ptr(): storage.nbytes() for storage in alive}.values()) * (1 + tangents)
-        if _has_parameters(module):  # the tangent is a sum of two terms: by the input and by the parameters
-            total += tangents * sum(leaf.nbytes for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
-        peak[0] = max(peak[0], total)
-
-    with _hooks(model, hook):
-        yield peak
-
-
-@contextmanager
-def _hooks(model: nn.Module, hook: Any, *, own_parameters: bool = False) -> Iterator[None]:
-    """A forward hook on every layer: a module without children, or, if ``own_parameters``, one with parameters of its own."""
-    layers = [m for m in model.modules() if (_has_parameters(m) if own_parameters else not any(m.children()))]
+def _hooks(model: nn.Module, hook: Any) -> Iterator[None]:
+    """A forward hook on every module with parameters of its own."""
+    layers = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
     handles = [layer.register_forward_hook(hook) for layer in layers]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _has_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(recurse=False), None) is not None
 
 
 def _head(batch: Batch, length: int) -> Batch:

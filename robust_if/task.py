@@ -7,7 +7,7 @@ Everything in robust-if differentiates ``task.losses(params, batch)``. The user'
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, get_args
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten
 
+from robust_if.denoising import Denoising, DenoisingError, denoising
 from robust_if.token_losses import Kind, NextToken, Reading, Reduction, adapter, reading
 
 Params = dict[str, Tensor]
@@ -87,6 +88,30 @@ class Task:
         read: Reading = reading(model, tokenizer, kind)
         loss = NextToken(reduction) if kind == "causal-lm" else cross_entropy
         return cls(model, loss, read, adapter(model) if parameters is None else parameters)
+
+    @classmethod
+    def from_diffusers(
+        cls, model: Any, scheduler: Any, *, timesteps: Sequence[int] | None = None, seed: int = 0, parameters: str | tuple[str, ...] | None = None
+    ) -> Task:
+        """A denoiser of the diffusers library as a task on ``(images, condition)``; nothing is ever downloaded.
+
+        The loss of a sample is its mean squared prediction error over fixed timesteps, with noise that is drawn once for each of them and that all
+        samples share. Train such a model by ``Recipe(objective=RandomTimesteps())`` of :mod:`robust_if.denoising`.
+
+        Args:
+            model: in evaluation mode: ``UNet2DModel``, on ``(images, labels)`` if it is class-conditional, or ``UNet2DConditionModel``, on
+                ``(latents, text embeddings)``; of one with an adapter of PEFT the adapter's parameters alone count.
+            scheduler: the one that it was trained with, such as ``DDPMScheduler``; says what the model predicts: the noise, the image, or velocity.
+            timesteps: at which the loss is taken; by default 25, 225, 425, 525, 725 and 925 of 1,000, in proportion to the scheduler's number.
+            seed: draws the noise.
+            parameters: patterns of the parameters that count, instead.
+
+        Raises:
+            ValueError: if the model is in training mode or is no such denoiser, the scheduler cannot add noise, a timestep is none of its own, or no
+                parameter matches; on use, if the condition of a conditional model is missing.
+        """
+        forward: Denoising = denoising(model, scheduler, timesteps, seed)
+        return cls(model, DenoisingError(forward.noise), forward, adapter(model) if parameters is None else parameters)
 
     @property
     def patterns(self) -> tuple[str, ...]:

@@ -66,8 +66,10 @@ class NextToken:
     reduction: Reduction = "sum"
 
     def __call__(self, logits: Tensor, batch: Any) -> Tensor:
-        labels = batch[1][:, 1 : logits.shape[1]]
-        losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels, ignore_index=NOT_LEARNT, reduction="none").sum(1)
+        # the label of a position is the next token; logits in one piece are not copied for it, and are large
+        labels = F.pad(batch[1][:, 1 : logits.shape[1]], (0, 1), value=NOT_LEARNT)
+        each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=NOT_LEARNT, reduction="none")
+        losses = each.view(labels.shape).sum(1)
         return losses if self.reduction == "sum" else losses / (labels != NOT_LEARNT).sum(1).clamp(min=1)
 
 

@@ -10,10 +10,11 @@ from robust_if.evaluations.report.audit import render_audit
 from robust_if.evaluations.report.explanation import render_explanation
 from robust_if.evaluations.report.repair import render_repair
 from robust_if.evaluations.report.suite import render_suite
+from robust_if.evaluations.report.trace import render_trace
 from robust_if.evaluations.report.tradeoffs import render_tradeoffs
 
 #: By the entry of ``result.json`` that only this kind of run has.
-_PAGES = {"repair": render_repair, "explanation": render_explanation, "tradeoffs": render_tradeoffs, "suite": render_suite}
+_PAGES = {"repair": render_repair, "explanation": render_explanation, "tradeoffs": render_tradeoffs, "suite": render_suite, "trace": render_trace}
 
 
 def remake(directory: Path) -> Path:

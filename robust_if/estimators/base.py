@@ -27,6 +27,9 @@ from robust_if.sweep import Sweep, fingerprint
 from robust_if.targets import Target
 from robust_if.task import Batch, Params, Task
 
+#: Share of the parameters that count, below which the factors of a backward pass cost less than forward mode.
+FEW = 0.1
+
 
 @dataclass(frozen=True)
 class Job:
@@ -83,10 +86,12 @@ class Job:
     def products(self, directions: Sequence[Params]) -> NDArray[np.float64]:
         """⟨∇ℓ_i, v⟩ for every sample and direction, ``(n, k)``.
 
-        One direction goes by forward mode, which holds no activations; several go from the factors of one backward pass, unless a parameter has no
-        layer rule.
+        One direction goes by forward mode, which holds no activations; several go from the factors of one backward pass, and so does one where few of
+        the parameters count, as in an adapter: forward mode multiplies by the tangents of frozen weights too, though they are 0. Where a parameter
+        has no layer rule, it is forward mode for all.
         """
         task, params = self.task, self.params
+        counted, all_of_them = (sum(value.numel() for value in values) for values in (params.values(), task.model.parameters()))
         stacked = {name: torch.stack([direction[name] for direction in directions]) for name in params}
 
         def from_factors(pieces: Pieces) -> Tensor:
@@ -94,7 +99,7 @@ class Job:
 
         if self.index is not None:
             return self.layerwise(from_factors)
-        if len(directions) > 1:
+        if len(directions) > 1 or counted < FEW * all_of_them:
             gradients = LayerGradients(task, params, self.probe())
             if not gradients.uncovered:
                 return self.map(lambda batch: from_factors(gradients.pieces(batch)), kind="layerwise", directions=len(directions))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robust_if.estimators.base import Estimator, Job, Result
 from robust_if.memory import footprint, plan
-from robust_if.pieces import Piece, Pieces, products, squares
+from robust_if.pieces import Piece, Pieces, compact, products, squares
 from robust_if.preconditioners import Identity, Preconditioner, Quadratic
 from robust_if.store import Store, factors_of
 from robust_if.task import Params, Task
@@ -160,7 +160,8 @@ def _cosines(pieces: Pieces, directions: list[Params], by_layer: bool) -> Tensor
     dots: dict[str, Tensor] = {}
     norms: dict[str, Tensor] = {}
     lengths: dict[str, Tensor] = {}
-    for name, each in pieces:
+    for name, found in pieces:
+        each = compact(found)  # a gradient that has to be formed is formed once
         group = name.rpartition(".")[0] if by_layer else ""
         stacked = torch.stack([direction[name] for direction in directions])
         dots[group] = dots.get(group, 0) + products(each, stacked)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cases import NAMES, case
-from robust_if import Sweep, Task
+from robust_if import Sweep, Task, gradients
 from robust_if.layers import LayerGradients
 from robust_if.memory import Footprint, footprint, plan
 from robust_if.models import cnn
@@ -34,10 +34,12 @@ def of(kind: Any, **options: Any) -> Footprint:
 
 
 def test_a_network_of_linear_layers_takes_what_a_count_by_hand_says() -> None:
-    widest = 4 * (10 + 40 + 40)  # the batch, and the hidden layer before and after its activation
-    assert of("forward") == Footprint(COUNT, widest)
-    assert of("directional") == Footprint(2 * COUNT, max(2 * widest, 2 * 4 * (10 + 40) + 4 * 40))
-    assert of("directional", directions=3) == Footprint(4 * COUNT, max(4 * widest, 4 * 4 * (10 + 40) + 3 * 4 * 40))
+    assert of("forward") == Footprint(COUNT, 8 + 4 * (10 + 40 + 40))  # the batch, and the hidden layer before and after its activation
+    # with tangents: of the hidden layer before its activation the two terms and their sum
+    moving = of("directional")
+    assert moving.parameters == 2 * COUNT and 8 + 4 * (10 + 4 * 40) <= moving.per_sample <= 8 + 4 * (10 + 6 * 40)
+    # one direction after the other
+    assert of("directional", directions=3) == replace(moving, parameters=4 * COUNT)
     # inputs and outputs of the layers, what the loss saves, and the output gradients
     layers = 4 * (10 + 40 + 40 + 20 + 20 + 2 + (40 + 20 + 2))
     got = of("layerwise")
@@ -52,6 +54,29 @@ def test_convolutions_add_their_patches_and_their_gradients() -> None:
     assert got.gradients == 2 * 4 * max(4 * 9, 8 * 4 * 9)
 
 
+def test_what_the_loss_makes_of_a_large_vocabulary_counts() -> None:
+    task, words = Task(nn.Linear(4, 5000).eval()), 4 * 5000
+    forward, moving = (footprint(task, task.params(), rows(4, 4), kind).per_sample for kind in ("forward", "directional"))
+    assert 2 * words <= forward <= 2.1 * words  # the outputs and their logarithms
+    assert 4 * words <= moving <= 7 * words
+
+
+def test_what_attention_makes_counts_and_a_part_of_the_model_that_is_frozen_is_no_reason_for_single_gradients(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradients, "_said", set())
+    attention = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+
+    def forward(model: Any, batch: Any) -> torch.Tensor:
+        hidden = model(batch[0])
+        return nn.functional.scaled_dot_product_attention(hidden, hidden, hidden).sum(1)
+
+    task = Task(attention, forward=forward, parameters="0.*")
+    got = footprint(task, task.params(), rows(4, 128, 4), "directional").per_sample
+    assert 2 * 4 * 128**2 <= got <= 8 * 4 * 128**2  # the weights of all pairs, and their tangents
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_has_a_footprint_that_does_not_depend_on_the_probe_nor_change_the_model(name: str, kind: Any) -> None:
@@ -61,9 +86,9 @@ def test_every_model_has_a_footprint_that_does_not_depend_on_the_probe_nor_chang
     assert few == many
     assert few.parameters > 0 and few.per_sample > 0
     if kind == "layerwise":
-        gradients = LayerGradients(c.task, c.task.params(), c.train.batch(slice(0, 4)))
-        assert few.uncovered == tuple(gradients.uncovered)
-        assert all(parameter in few.describe(8) for parameter in gradients.uncovered[:3])
+        uncovered = LayerGradients(c.task, c.task.params(), c.train.batch(slice(0, 4))).uncovered
+        assert few.uncovered == tuple(uncovered)
+        assert all(parameter in few.describe(8) for parameter in uncovered[:3])
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**4), st.integers(0, 10**4), st.integers(0, 10**6), st.integers(1, 10**7), st.integers(1, 5000))
