@@ -203,7 +203,7 @@ def prompt_tokens(matrix: Callable[[Setting], Matrix]) -> Callable[[Setting], Ma
 
 
 def relatif(at: Setting) -> Matrix:
-    targets = [rif.Utility(at.queries.take([q])) for q in range(len(at.queries))]
+    targets = {str(q): rif.Utility(at.queries.take([q])) for q in range(len(at.queries))}
     scores = rif.score(at.task, at.train, target=targets, estimator=rif.InnerProduct(rif.EKFAC(), normalise="relatif"), batch_size=50)
     return np.stack([each.values for each in scores], 1)
 

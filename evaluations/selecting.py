@@ -89,7 +89,8 @@ def select(
         scores = Scores(matrix.mean(1), train.ids, estimator.name, "utility", provenance={"estimator": repr(estimator), "covering": True})
         return Selection(scores, cover(matrix, keep))
     parts = None if directory is None else directory / "parts"
-    scores = estimator.score(task, train, target=Utility(target), checkpoints=checkpoints, sweep=replace(sweep, directory=parts))
+    utility = Utility(target, batch_size=sweep.batch_size)
+    scores = estimator.score(task, train, target=utility, checkpoints=checkpoints, sweep=replace(sweep, directory=parts))
     return Selection(scores, None if keep is None else keep_best(scores, keep, groups=groups))
 
 

@@ -16,7 +16,7 @@ from robust_if.data import Samples
 from robust_if.evaluations.baselines import predict
 from robust_if.language import files
 from robust_if.language.encoding import encode
-from robust_if.language.models import load
+from robust_if.language.models import is_adapter, load
 from robust_if.sweep import Progress, fingerprint, silent
 from robust_if.task import Task, check_state
 from robust_if.token_losses import NO_TOKEN, NOT_LEARNT, Kind
@@ -97,7 +97,8 @@ class Source:
 
     Args:
         model: the folder; of an adapter or of a whole model.
-        base: the folder of an adapter's base model; by default the one that it names.
+        base: the folder of an adapter's base model, by default the one that it names; of a whole model the state before its fine-tuning, which
+            estimators that train anew start from.
         kind: what the model does.
         columns: of the data.
         max_length: tokens after which a text is cut.
@@ -123,7 +124,12 @@ class Source:
         """
         if self.device is not None:
             _check_device(self.device)
-        model, tokenizer = load(self.model, self.kind, base=self.base, dtype=self.dtype, device=self.device)
+        held: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
+        adapter = is_adapter(self.model)
+        model, tokenizer = load(self.model, self.kind, base=self.base if adapter else None, **held)
+        before = None if adapter or self.base is None else load(self.base, self.kind, **held)[0].state_dict()
+        if before is not None:
+            check_state(model, before)
         along: list[Checkpoint] = []
         if self.checkpoints is not None:
             from robust_if.language.callback import checkpoints  # it imports transformers
@@ -131,7 +137,7 @@ class Source:
             along = checkpoints(self.checkpoints)
         for each in along:
             check_state(model, each.state)
-        return Loaded(self, Task.from_transformers(model, tokenizer, self.kind), tokenizer, tuple(along))
+        return Loaded(self, Task.from_transformers(model, tokenizer, self.kind, start=before), tokenizer, tuple(along))
 
 
 def _check_device(name: str) -> None:

@@ -19,6 +19,7 @@ from robust_if.evaluations.folder import check_holds_none, claim
 from robust_if.evaluations.report.trace import render_trace
 from robust_if.evaluations.texts import Source, Texts
 from robust_if.fisher import Fisher
+from robust_if.language.models import is_adapter
 from robust_if.overlap import Overlap
 from robust_if.pairs import Normalise, pairwise
 from robust_if.preconditioners import EKFAC, KFAC, DataInf, DiagonalFisher, Identity, RandomProjection
@@ -181,6 +182,8 @@ def run(
     for name, number in (("top", top), ("new-tokens", new_tokens)):
         if number < 1:
             raise ValueError(f"{name}: expected at least 1, got {number}")
+    if source.base is not None and not is_adapter(source.model):
+        raise ValueError(f"base: {source.model} is a whole model and no adapter, so it has no base model; leave it out")
     check_holds_none(directory, [path for path in (data, queries, source.model, source.base, source.checkpoints) if path is not None])
     rows, asked = source.columns.read(data), source.columns.read(queries)
     loaded = source.load()

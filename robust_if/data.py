@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from robust_if.task import Batch
+from robust_if.token_losses import NO_TOKEN, NOT_LEARNT, is_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +123,20 @@ class _Relabelled(Dataset[Any]):
 
 
 def concatenate(parts: Sequence[Samples]) -> Samples:
-    """The samples of all parts, one after another; a single part keeps its ids, several are numbered afresh."""
+    """The samples of all parts, one after another; a single part keeps its ids, several are numbered afresh. Texts may differ in width."""
     if len(parts) == 1:
         return parts[0]
     whole = [part.batch(slice(None)) for part in parts]
-    return Samples(tuple(torch.cat(tensors) for tensors in zip(*whole, strict=True)))
+    fills = (NO_TOKEN, NOT_LEARNT) if is_tokens(whole[0][0]) else ()
+    columns = enumerate(zip(*whole, strict=True))
+    return Samples(tuple(_stacked(tensors, fills[k] if k < len(fills) else None) for k, tensors in columns))
+
+
+def _stacked(tensors: Sequence[Tensor], fill: int | None) -> Tensor:
+    if fill is None or tensors[0].ndim < 2:
+        return torch.cat(list(tensors))
+    width = max(each.shape[1] for each in tensors)
+    return torch.cat([nn.functional.pad(each, (0, width - each.shape[1]), value=fill) for each in tensors])
 
 
 def as_samples(data: Any) -> Samples:

@@ -7,10 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix, csr_matrix
+from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.neighbors import NearestNeighbors
 
 
-def nearest(rows: NDArray[np.floating], n: int, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def word_weights(tokens: NDArray[np.int64]) -> csr_matrix:
+    """TF-IDF weights of texts, each row of length 1: ``(n, vocabulary)`` from tokens ``(n, T)``, negative where there is none."""
+    row, column = np.nonzero(tokens >= 0)
+    counts = coo_matrix((np.ones(len(row)), (row, tokens[row, column])), shape=(len(tokens), int(tokens.max()) + 1))
+    return csr_matrix(TfidfTransformer(sublinear_tf=True).fit_transform(counts.tocsr()))
+
+
+def nearest(rows: NDArray[np.floating] | csr_matrix, n: int, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Euclidean distances and positions, each ``(n, k)``, of the k nearest other rows to each of the first ``n`` rows.
 
     Args:
@@ -18,7 +26,7 @@ def nearest(rows: NDArray[np.floating], n: int, k: int) -> tuple[NDArray[np.floa
         n: how many rows are asked for, at most m.
         k: how many neighbours; fewer where there are not so many other rows.
     """
-    distances, found = NearestNeighbors(n_neighbors=min(k + 1, len(rows))).fit(rows).kneighbors(rows[:n])
+    distances, found = NearestNeighbors(n_neighbors=min(k + 1, rows.shape[0])).fit(rows).kneighbors(rows[:n])
     itself = found == np.arange(n)[:, None]
     itself[~itself.any(1), -1] = True  # among exact copies a row may be missing from its own list: the farthest one leaves
     return distances[~itself].reshape(n, -1), found[~itself].reshape(n, -1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, get_args
 
@@ -45,6 +45,8 @@ class Task:
         loss: ``(outputs, batch) -> (B,)``, one loss per sample; cross-entropy on ``(x, y)`` by default.
         forward: ``(model, batch) -> outputs``; ``model(batch[0])`` by default. ``model`` is a callable with the parameters bound.
         parameters: shell-style patterns of the parameter names that are differentiated, for example ``"fc.*"`` or ``("*lora_A*",)``.
+        start: the state that a training from the beginning starts from, such as ``model.state_dict()`` before a fine-tuning; drawn by the modules
+            themselves by default.
 
     Raises:
         ValueError: if the model is in training mode, or a pattern matches no parameter.
@@ -54,6 +56,7 @@ class Task:
     loss: Callable[[Any, Batch], Tensor] = cross_entropy
     forward: Callable[[Model, Batch], Any] = first_input
     parameters: str | tuple[str, ...] = "*"
+    start: Mapping[str, Tensor] | None = field(default=None, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         training = [name or type(module).__name__ for name, module in self.model.named_modules() if module.training]
@@ -69,8 +72,9 @@ class Task:
 
     @classmethod
     def from_transformers(
-        cls, model: Any, tokenizer: Any, kind: Kind = "causal-lm", *, reduction: Reduction = "sum", parameters: str | tuple[str, ...] | None = None
-    ) -> Task:
+        cls, model: Any, tokenizer: Any, kind: Kind = "causal-lm", *, reduction: Reduction = "sum", parameters: str | tuple[str, ...] | None = None,
+        start: Mapping[str, Tensor] | None = None,
+    ) -> Task:  # fmt: skip
         """A model of Hugging Face as a task on what :func:`robust_if.language.encode` makes of texts; nothing is ever downloaded.
 
         Args:
@@ -79,6 +83,7 @@ class Task:
             kind: ``"causal-lm"``, whose loss is that of the next token, where it is learnt; or ``"classification"``.
             reduction: of a language model's losses over a sample's tokens: their sum, or their mean.
             parameters: patterns of the parameters that count, instead.
+            start: the model's state before it was fine-tuned, for estimators that train anew, such as label odds.
 
         Raises:
             ValueError: if model and tokenizer do not fit each other or ``kind``, the weights are quantised, or no parameter matches.
@@ -87,7 +92,7 @@ class Task:
             raise ValueError(f"reduction: expected 'sum' or 'mean', got {reduction!r}")
         read: Reading = reading(model, tokenizer, kind)
         loss = NextToken(reduction) if kind == "causal-lm" else cross_entropy
-        return cls(model, loss, read, adapter(model) if parameters is None else parameters)
+        return cls(model, loss, read, adapter(model) if parameters is None else parameters, start=start)
 
     @classmethod
     def from_diffusers(
@@ -156,23 +161,36 @@ class Task:
         return replace(self, model=model)
 
     def reset(self, seed: int) -> Task:
-        """The same task with a copy of the model whose parameters that count are drawn afresh by the modules' own ``reset_parameters``.
+        """The same task with a copy of the model in the state ``start``, or whose parameters that count are drawn afresh.
 
-        A module none of whose parameters count, such as a pretrained backbone, stays as it is.
+        They are drawn by the modules' own ``reset_parameters``; a module none of whose parameters count, such as a pretrained backbone, stays as it
+        is. An adapter of LoRA is drawn as PEFT does it, so that it changes nothing at first.
 
         Raises:
-            ValueError: if a module holds parameters that count but cannot draw them; give it a method ``reset_parameters``.
+            ValueError: if a module holds parameters that count but cannot draw them; give it a method ``reset_parameters``, or the task a ``start``.
         """
+        if self.start is not None:
+            return self.at(self.start)
         model, counted = copy.deepcopy(self.model), self.params()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
+            drawn: set[nn.Module] = set()
             for name, module in model.named_modules():
+                if (adapters := getattr(module, "reset_lora_parameters", None)) is not None:
+                    for adapter_name in module.lora_A:
+                        adapters(adapter_name, True)
+                    drawn |= set(module.modules())
+                if module in drawn:
+                    continue
                 own = [f"{name}.{local}" if name else local for local, _ in module.named_parameters(recurse=False)]
                 if not any(each in counted for each in own):
                     continue
                 draw = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
                 if draw is None:
-                    raise ValueError(f"model: {name or type(module).__name__} has parameters but no reset_parameters(), so it cannot start afresh")
+                    raise ValueError(
+                        f"model: {name or type(module).__name__} has parameters but no reset_parameters(), so it cannot start afresh; "
+                        "give the task the state before the training, start=state"
+                    )
                 draw()
         return replace(self, model=model)
 

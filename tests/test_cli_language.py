@@ -282,6 +282,7 @@ def test_texts_for_a_language_model_are_chosen_by_turns_with_an_adapter(made: di
         ({"estimator": "loss"}, "estimator: expected one of ip, ip-cosine, ip-layer, "),
         ({"completion": "answer"}, "data: expected the column 'input_ids', 'messages' or 'text', or 'prompt' and 'answer'"),
         ({"top": 0}, "top: expected at least 1, got 0"),
+        ({"base": "start"}, "is a whole model and no adapter, so it has no base model"),
         ({"max_length": 1}, "data: no token within max_length=1 is learnt"),
         ({"queries": "prompts", "new_tokens": 60}, "queries: expected at least one token in every prompt, and with 60 new ones at most 48"),
         ({"data": "judged"}, "queries: "),
@@ -321,7 +322,6 @@ def test_a_wrong_option_of_trace_is_one_line_and_leaves_nothing(made: dict[str, 
         ({"estimator": "magic"}, "estimator: expected one of "),
         ({"target": "many"}, "target: the model has 2 classes, numbered from 0, and there is a label 7"),
         ({"target": "words"}, "target: label: the model knows the classes ['LABEL_0', 'LABEL_1'], got 'good'"),
-        ({"base": "start"}, "holds no adapter"),
     ],
 )
 def test_a_wrong_option_of_select_is_one_line_and_leaves_nothing(made: dict[str, Path], tmp_path: Path, given: dict[str, Any], message: str) -> None:

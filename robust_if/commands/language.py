@@ -109,7 +109,7 @@ def select(
     cover: Annotated[bool, typer.Option("--cover", help="Keep what is best for at least one target text, and not for their mean.")] = False,
     noise: Annotated[bool, typer.Option("--noise", help="Only look for wrong texts: scores, worst first; nothing is selected.")] = False,
     base: Annotated[
-        Path | None, typer.Option(help="Folder of the model before fine-tuning: of an adapter's base, and where --verify starts.")
+        Path | None, typer.Option(help="Folder of the model before fine-tuning: an adapter's base, and where all that trains anew starts.")
     ] = None,
     kind: Kind = "causal-lm",
     prompt: Prompt = "prompt",
@@ -147,9 +147,8 @@ def select(
             rate = lr if lr is not None else 2e-4 if lora_rank else 5e-5
             recipe = Recipe(epochs=epochs, lr=rate, optimizer="adamw", weight_decay=0.01, batch_size=batch_size, seed=seed)
             verification = finetuning.Verification(test, base, recipe, seeds, lora_rank)
-        adapter = (model / "adapter_config.json").is_file()
         source = Source(
-            model, base if adapter or not verify else None, kind, Columns(prompt, completion, text, label), max_length, checkpoints, device, dtype
+            model, base, kind, Columns(prompt, completion, text, label), max_length, checkpoints, device, dtype
         )
         scorer = _estimator(estimator or (tracing.ESTIMATOR if cover else selecting.ESTIMATOR), kind, seed)
         _quiet(as_json)

@@ -16,9 +16,10 @@ from torch.nn import functional as F  # noqa: N812 - the name that every reader 
 
 from robust_if.data import Samples, batches, concatenate
 from robust_if.estimators.base import Estimator, Job, Result
-from robust_if.neighbours import nearest
+from robust_if.neighbours import nearest, word_weights
 from robust_if.scores import Units
 from robust_if.task import Batch, Task
+from robust_if.token_losses import Reading
 from robust_if.training import Recipe, fit
 
 Array = NDArray[np.float64]
@@ -49,7 +50,7 @@ class LabelOdds(Estimator):
     Args:
         rounds: of cross-fitting, after the start from held-out data alone.
         folds: per round.
-        neighbours: how many nearest neighbours vote, by Euclidean distance of the inputs; 0 for none.
+        neighbours: how many nearest neighbours vote, by Euclidean distance of the inputs, of texts of their TF-IDF weights; 0 for none.
         starts: models trained on the held-out data alone, whose probabilities are averaged.
         recipe: how each fold's model is trained.
         start_recipe: how the models on the held-out data alone are trained.
@@ -84,7 +85,7 @@ class LabelOdds(Estimator):
         starts = [self._fit(job, f"start-{m}", self.start_recipe, m, clean, None) for m in range(self.starts)]
         log_p = logsumexp([_log_probabilities(task, job.samples, job.sweep.batch_size) for task in starts], axis=0) - np.log(self.starts)
         joint, noise = estimate_noise(log_p, labels)
-        vote = _Neighbours(job.samples, clean, self.neighbours) if self.neighbours else None
+        vote = _Neighbours(job.samples, clean, self.neighbours, isinstance(job.task.forward, Reading)) if self.neighbours else None
         for r in range(self.rounds):
             log_p = self._cross_fitted(job, clean, noise, r, log_p.shape)
             joint, noise = estimate_noise(log_p, labels, None if vote is None else vote(softmax(joint, axis=1)))
@@ -128,9 +129,10 @@ class _NoiseCorrected:
 class _Neighbours:
     """The vote of every sample's nearest neighbours among the other samples and the clean ones."""
 
-    def __init__(self, samples: Samples, clean: Samples, k: int) -> None:
-        everything = np.concatenate([part.batch(slice(None))[0].flatten(1).float().cpu().numpy() for part in (samples, clean)])
-        self.index = nearest(everything, len(samples), k)[1]
+    def __init__(self, samples: Samples, clean: Samples, k: int, texts: bool = False) -> None:
+        everything = concatenate([Samples(part.batch(slice(None))[:1]) for part in (samples, clean)]).batch(slice(None))[0].cpu()
+        rows = word_weights(everything.numpy()) if texts else everything.flatten(1).float().numpy()
+        self.index = nearest(rows, len(samples), k)[1]
         self.clean = clean.labels.numpy()
 
     def __call__(self, posterior: Array) -> Array:

@@ -24,6 +24,11 @@ _TASKS = {"causal-lm": "CAUSAL_LM", "classification": "SEQ_CLS"}
 _INSTALL = "'robust-if[hf]'"
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter of PEFT, and not a whole model."""
+    return (folder / "adapter_config.json").is_file()
+
+
 def load(
     folder: str | Path, kind: Kind = "causal-lm", *, base: str | Path | None = None, dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
@@ -55,7 +60,7 @@ def load(
     peft: Any = None
     brought: dict[str, list[int]] = {}
     body = folder
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
         peft = require("peft", "loading an adapter", _INSTALL)
         body = _base(folder, kind, base)
         brought = _brought(folder / "adapter_model.safetensors")
@@ -160,7 +165,7 @@ def _base(folder: Path, kind: Kind, base: str | Path | None) -> Path:
     if base is None and not (named and Path(str(named)).is_dir()):
         raise ValueError(f"base: the adapter in {folder} belongs to {named!r}, which is no folder here, and nothing is downloaded; pass base=FOLDER")
     found = _folder("base", base if base is not None else str(named))
-    if (found / "adapter_config.json").is_file():
+    if is_adapter(found):
         raise ValueError(f"base: {found} holds an adapter itself; merge it into its model first, with merge_and_unload() of peft")
     return found
 

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 from cases import Rows, case
 from robust_if import Samples, as_samples
+from robust_if.data import concatenate
 
 X, Y = torch.arange(8.0).view(4, 2), torch.tensor([0, 1, 1, 0])
 
@@ -88,3 +89,12 @@ def test_data_of_another_type_are_refused(data: Any) -> None:
 def test_columns_of_python_objects_are_refused() -> None:
     with pytest.raises(TypeError, match="data: expected numeric arrays, got one of Python objects; encode text and categories first"):
         as_samples((np.array([["a", 1]], dtype=object), [0]))
+
+
+def test_texts_of_several_widths_are_joined_with_nothing_after_the_shorter() -> None:
+    one = Samples((torch.tensor([[3, 4, 5]]), torch.tensor([[-100, 4, 5]])))
+    other = Samples((torch.tensor([[6, -1], [7, 8]]), torch.tensor([[6, -100], [7, 8]])))
+    tokens, labels = concatenate([one, other]).batch(slice(None))
+    assert tokens.tolist() == [[3, 4, 5], [6, -1, -1], [7, 8, -1]] and labels.tolist() == [[-100, 4, 5], [6, -100, -100], [7, 8, -100]]
+    classes = concatenate([Samples((part.batch(slice(None))[0], torch.arange(len(part)))) for part in (one, other)])
+    assert classes.labels.tolist() == [0, 0, 1]

@@ -436,11 +436,27 @@ def test_flipped_labels_of_texts_have_the_highest_odds(lora: bool) -> None:
     wrong = torch.arange(40) < 6
     samples = Samples((tokens, torch.where(wrong, 1 - classes, classes)))
     task = task_of("bert-classes", lora, dtype=torch.float32)
-    recipe = Recipe(epochs=12, lr=1e-2, optimizer="adamw", weight_decay=0.0, batch_size=8)
+    recipe = Recipe(epochs=40 if lora else 12, lr=1e-2, optimizer="adamw", weight_decay=0.0, batch_size=8)
     odds = LabelOdds(rounds=1, folds=2, starts=1, recipe=recipe, start_recipe=recipe)
     with untouched(task.model):
         found = odds.score(task, samples, target=Utility(Samples((tokens[6:], classes[6:])))).values
     assert set(np.argsort(-found)[:6]) == set(range(6))
+
+
+def test_a_training_from_the_beginning_starts_from_the_given_state() -> None:
+    made = model("gpt2-classes")
+    before = {name: torch.full_like(value, 0.5) for name, value in made.state_dict().items()}
+    with pytest.raises(ValueError, match=r"has parameters but no reset_parameters\(\).*give the task the state before the training, start=state"):
+        Task.from_transformers(made, Words(), "classification").reset(0)
+    again = Task.from_transformers(made, Words(), "classification", start=before).reset(0)
+    assert all((value == 0.5).all() for value in again.params().values()) and not (made.state_dict()["score.weight"] == 0.5).any()
+
+
+def test_an_adapter_starts_afresh_without_a_say() -> None:
+    task = task_of("qwen2", lora=True)
+    one, other = (task.reset(seed).params() for seed in (0, 1))
+    drawn = {name: float((one[name] - other[name]).norm()) for name in one}
+    assert all((one[name] == 0).all() for name in one if "lora_B" in name) and all(drawn[name] > 0 for name in one if "lora_A" in name)
 
 
 # What is refused
