@@ -94,6 +94,14 @@ def test_the_page_on_robustness_runs(fitted: dict[str, Any]) -> None:
     assert under[1] < under[0]
 
 
+def test_the_page_on_language_models_runs() -> None:
+    names = run_blocks(ROOT / "docs" / "language.md", {})
+    assert names["matrix"].shape == names["related"].shape == (100, 5) and names["behind"].shape == (5, 5)
+    assert (np.take_along_axis(names["matrix"].T, names["behind"], 1) == names["values"]).all()
+    assert (names["values"][:, 0] == names["matrix"].min(0)).all()
+    assert names["weights"].sum() == 70 and names["which"].tolist() == [True, False] and names["changed"][0].startswith("He gave the old woman")
+
+
 def test_the_page_on_poisons_finds_the_poison(capsys: pytest.CaptureFixture[str]) -> None:
     names = run_blocks(ROOT / "docs" / "poisons.md", {})
     removed, poison = names["weights"] == 0, names["poisoned"].mask

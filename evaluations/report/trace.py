@@ -7,6 +7,7 @@ from typing import Any
 
 from robust_if.evaluations.report import words
 from robust_if.evaluations.report.pages import filled, require, write_page
+from robust_if.overlap import Overlap
 
 #: Characters of a text, and of the prompt before it, that are shown at once.
 LONG = {"text": 420, "prompt": 240}
@@ -45,6 +46,7 @@ def html(result: dict[str, Any]) -> str:
     return filled(
         "trace.html.j2",
         result=result,
+        signed=result["estimator"] != Overlap().name,
         title="Training texts behind what a language model says",
         headline=f"The training texts behind {words.count(result['n_queries'], said[:-1])}",
         queries=queries,

@@ -207,10 +207,12 @@ def worst(result: Mapping[str, Any]) -> Table:
 def _listing(title: str, sides: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     listing = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     ids = [len(str(row["id"])) for rows in sides.values() for row in rows]
-    for name, width in (("", max(map(len, sides))), ("score", 7), ("id", min(max(ids, default=2), 16))):  # long texts must not squeeze these
+    fixed = {"": max(map(len, sides)), "score": 9, "id": min(max(ids, default=2), 16)}
+    for name, width in fixed.items():
         if name or width:
-            listing.add_column(name, justify="right" if name == "score" else "left", no_wrap=True, min_width=width)
-    listing.add_column("text", no_wrap=True, overflow="ellipsis")
+            listing.add_column(name, justify="right" if name == "score" else "left", no_wrap=True, min_width=width, max_width=width)
+    # long texts must not squeeze the others
+    listing.add_column("text", no_wrap=True, overflow="ellipsis", max_width=max(20, out.width - sum(fixed.values()) - 3 * len(fixed)))
     for side, rows in sides.items():
         listing.add_section()
         for k, row in enumerate(rows):

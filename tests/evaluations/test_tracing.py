@@ -53,6 +53,15 @@ def test_checkpoints_are_summed_with_their_weights(texts: Texts, estimator: str)
     np.testing.assert_allclose(found.matrix, (0.5 * single[0] + 2.0 * single[1]) / scale, rtol=1e-8, atol=1e-12)
 
 
+def test_the_overlap_finds_every_text_itself_and_has_one_side(texts: Texts) -> None:
+    task = replace(loaded().task, parameters=("*c_attn.weight", "*c_proj.weight"))
+    found = trace(task, texts, texts, estimator=forms()["overlap"], top=2)
+    sides = found.sides()
+    assert [each[0][0] for each in sides["behind"]] == list(range(10)) and not any(sides["against"])
+    page = html(result(estimator="overlap"))
+    assert "Related" in page and "Against it" not in page and "Against it" in html(result())
+
+
 def test_the_forms_are_those_that_compare_pairs() -> None:
     known = forms()
     assert {"ip", "ip-cosine", "ip-layer", "datainf", "datainf-cosine", "datainf-layer", "ekfac"} <= set(known)
