@@ -18,7 +18,7 @@ on the query prompts of another seed. Seconds are those of the processor in scor
 is by how much resident memory rises above what the process held before. Checkpoints for TracIn are those after each third of the epochs. ``datainf,
 one by one`` is the published program's order of work, written anew: single-precision gradients of one sample at a time, kept, and for one query
 after another a loop over parameters and samples. ``prompt tokens`` is the loss of the prompt in place of that of the answer, which the published
-program uses too. The overlap was
+program uses too; ``whole text`` that of both. The overlap was
 made, and its damping set, on the first seed; the others confirm it.
 
 Each (base, task, wordings, seed, estimator) is appended to ``benchmarks/results/language_retrieval.jsonl`` when it is known; finished ones are not
@@ -192,12 +192,12 @@ def mean_over_tokens(at: Setting) -> Matrix:
     return pairs()(replace(at, task=replace(at.task, loss=NextToken("mean"))))
 
 
-def prompt_tokens(matrix: Callable[[Setting], Matrix]) -> Callable[[Setting], Matrix]:
-    """The loss of the prompt's tokens in place of the answer's."""
+def prompt_tokens(matrix: Callable[[Setting], Matrix], *, answer: bool = False) -> Callable[[Setting], Matrix]:
+    """The loss of the prompt's tokens in place of the answer's, or beside it."""
 
     def turned(samples: rif.Samples) -> rif.Samples:
         tokens, labels = samples.batch(slice(None))
-        return samples.with_labels(torch.where((labels == NOT_LEARNT) & (tokens >= 0), tokens, NOT_LEARNT))
+        return samples.with_labels(torch.where((tokens >= 0) & (answer | (labels == NOT_LEARNT)), tokens, NOT_LEARNT))
 
     return lambda at: matrix(replace(at, train=turned(at.train), queries=turned(at.queries)))
 
@@ -301,7 +301,8 @@ def at_random(at: Setting) -> Matrix:
 #: The estimators that are run with every seed; all are run with the first.
 MAIN = (
     "random", "tf-idf", "hidden states", "ip", "ip, prompt tokens", "ip, cosine", "ip, layer", "tracin", "tracin, layer", "datainf", "datainf, layer",
-    "datainf, prompt tokens", "squared cosines", "overlap", "overlap, not whitened", "overlap, A", "overlap, prompt tokens",
+    "datainf, prompt tokens", "squared cosines", "overlap", "overlap, not whitened", "overlap, A", "overlap, prompt tokens", "overlap, whole text",
+    "datainf, whole text",
 )  # fmt: skip
 ESTIMATORS: dict[str, Callable[[Setting], Matrix]] = {
     "random": at_random,
@@ -318,6 +319,7 @@ ESTIMATORS: dict[str, Callable[[Setting], Matrix]] = {
     "datainf, cosine": pairs(rif.DataInf(), "cosine"),
     "datainf, layer": pairs(rif.DataInf(), "layer"),
     "datainf, prompt tokens": prompt_tokens(pairs(rif.DataInf())),
+    "datainf, whole text": prompt_tokens(pairs(rif.DataInf()), answer=True),
     "datainf, one by one": one_by_one,
     "ek-fac": pairs(rif.EKFAC()),
     "ek-fac, layer": pairs(rif.EKFAC(), "layer"),
@@ -327,6 +329,7 @@ ESTIMATORS: dict[str, Callable[[Setting], Matrix]] = {
     "overlap": overlap(),
     "overlap, A": overlap(only="*lora_A*"),
     "overlap, prompt tokens": prompt_tokens(overlap()),
+    "overlap, whole text": prompt_tokens(overlap(), answer=True),
     "diagonal": pairs(rif.DiagonalFisher()),
     "diagonal, layer": pairs(rif.DiagonalFisher(), "layer"),
     "trak": pairs(rif.RandomProjection(2048)),
