@@ -112,24 +112,33 @@ def channels_last(task: Task, params: Params, probe: Batch) -> Params:
 def directional(task: Task, params: Params, batch: Batch, direction: Params) -> Tensor:
     """⟨∇ℓᵢ(θ), v⟩ for every sample of the batch, shape ``(B,)``.
 
-    By forward mode (``torch.func.jvp``), exact to rounding. Attention is evaluated by the math kernel, since the fused ones have no forward rule;
-    where another operation has none, per-sample gradients are taken instead, and the log says so once.
+    By forward mode, or from per-sample gradients where an operation has no forward rule.
 
     Args:
         direction: v, with the shapes of ``params``.
+    """
+    products = forward_mode(task, params, batch, direction, "taking per-sample gradients instead, which is slower")
+    if products is not None:
+        return products
+    grads = per_sample(task, params, batch)
+    return torch.stack([(grads[name].flatten(1) @ direction[name].flatten()) for name in params]).sum(0)
+
+
+def forward_mode(task: Task, params: Params, batch: Batch, direction: Params, instead: str) -> Tensor | None:
+    """⟨∇ℓᵢ(θ), v⟩ by ``torch.func.jvp``, ``(B,)``, exact to rounding; ``None`` where an operation has no forward rule, said once in the log.
+
+    Attention is evaluated by the math kernel, since the fused ones have no forward rule.
+
+    Args:
+        instead: what is then done instead, for the log.
     """
 
     def losses(p: Params) -> Tensor:
         return task.losses(p, batch)
 
     with torch.no_grad(), differentiable(task.model):
-        products: Tensor | None = attempt(
-            lambda: torch.func.jvp(losses, (params,), (direction,))[1], "forward-mode", "taking per-sample gradients instead, which is slower"
-        )
-    if products is not None:
-        return products
-    grads = per_sample(task, params, batch)
-    return torch.stack([(grads[name].flatten(1) @ direction[name].flatten()) for name in params]).sum(0)
+        products: Tensor | None = attempt(lambda: torch.func.jvp(losses, (params,), (direction,))[1], "forward-mode", instead)
+    return products
 
 
 def per_sample(task: Task, params: Params, batch: Batch, names: Iterable[str] | None = None) -> Params:

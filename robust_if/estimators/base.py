@@ -17,7 +17,7 @@ from torch import Tensor
 
 from robust_if.checkpoints import Checkpoint
 from robust_if.data import Samples, as_samples, to
-from robust_if.gradients import channels_last, directional
+from robust_if.gradients import channels_last, directional, forward_mode
 from robust_if.layers import LayerGradients
 from robust_if.memory import Kind, footprint, plan
 from robust_if.pieces import Pieces, products
@@ -86,9 +86,9 @@ class Job:
     def products(self, directions: Sequence[Params]) -> NDArray[np.float64]:
         """⟨∇ℓ_i, v⟩ for every sample and direction, ``(n, k)``.
 
-        One direction goes by forward mode, which holds no activations; several go from the factors of one backward pass, and so does one where few of
-        the parameters count, as in an adapter: forward mode multiplies by the tangents of frozen weights too, though they are 0. Where a parameter
-        has no layer rule, it is forward mode for all.
+        One direction goes by forward mode, which holds no activations; several go from the factors of one backward pass. So does one where an
+        operation has no forward rule, or few of the parameters count, as in an adapter: forward mode multiplies by the tangents of frozen weights
+        too, though they are 0. Where a parameter has no layer rule, it is forward mode for all.
         """
         task, params = self.task, self.params
         counted, all_of_them = (sum(value.numel() for value in values) for values in (params.values(), task.model.parameters()))
@@ -99,7 +99,8 @@ class Job:
 
         if self.index is not None:
             return self.layerwise(from_factors)
-        if len(directions) > 1 or counted < FEW * all_of_them:
+        instead = "taking the layers' factors instead, where all layers have a rule"
+        if len(directions) > 1 or counted < FEW * all_of_them or forward_mode(task, params, self.probe(), directions[0], instead) is None:
             gradients = LayerGradients(task, params, self.probe())
             if not gradients.uncovered:
                 return self.map(lambda batch: from_factors(gradients.pieces(batch)), kind="layerwise", directions=len(directions))

@@ -8,7 +8,7 @@ import torch
 
 from cases import NAMES, case, relative
 from oracles import flat, full_gradient, matrix, sample_gradients
-from robust_if import Task
+from robust_if import InnerProduct, Task, Utility
 from robust_if.gradients import directional, gradient, per_sample
 
 EVERY = pytest.mark.parametrize("name", NAMES)
@@ -64,6 +64,16 @@ def test_without_a_forward_rule_per_sample_gradients_are_taken_and_the_log_says_
         assert relative(directional(task, task.params(), c.train.batch(slice(None)), task.params()), expected) <= 1e-10
     assert [record.message for record in caplog.records if "per-sample gradients instead" in record.message] != []
     assert len(caplog.records) == 1
+
+
+def test_a_score_then_takes_the_layers_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = case("logistic")
+    task = Task(c.task.model, lambda outputs, batch: NoForwardRule.apply(outputs).sum(1))
+    target = Utility(c.valid)
+    slope = flat(target.gradient(task, task.params())).numpy()
+    monkeypatch.setattr("robust_if.gradients.per_sample", lambda *_: pytest.fail("took per-sample gradients"))
+    found = InnerProduct().score(task, c.train, target=target).values
+    assert relative(found, -matrix(sample_gradients(task, c.train)) @ slope / len(c.train)) <= 1e-10
 
 
 def test_random_numbers_in_the_loss_are_refused() -> None:
