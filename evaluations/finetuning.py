@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from robust_if.data import Samples, batches
 from robust_if.evaluations.baselines import predict
 from robust_if.evaluations.texts import Loaded
+from robust_if.fairness.perturbation import fair_score
 from robust_if.formats.parts import require
 from robust_if.language.models import load
 from robust_if.sweep import Progress, silent
@@ -70,13 +71,14 @@ def started(loaded: Loaded, verification: Verification, samples: Samples) -> Tas
     return Task.from_transformers(model, loaded.tokenizer, source.kind)
 
 
-def measured(task: Task, test: Samples, batch_size: int = 8) -> dict[str, float]:
-    """``loss`` on the test texts, of a language model per token; of a classifier also the ``accuracy``."""
+def measured(task: Task, test: Samples, batch_size: int = 8, pairs: tuple[Samples, Samples] | None = None) -> dict[str, float]:
+    """``loss`` on the test texts, of a language model per token; of a classifier also the ``accuracy``, and the ``fair_score`` on pairs of texts."""
     labels = test.labels
     if labels.ndim == 1:
         probabilities = predict(task, test, batch_size)
         right = probabilities[np.arange(len(test)), labels.numpy()]
-        return {"loss": float(-np.log(np.maximum(right, 1e-30)).mean()), "accuracy": float((probabilities.argmax(1) == labels.numpy()).mean())}
+        found = {"loss": float(-np.log(np.maximum(right, 1e-30)).mean()), "accuracy": float((probabilities.argmax(1) == labels.numpy()).mean())}
+        return found if pairs is None else {**found, "fair_score": fair_score(task, *pairs, batch_size=batch_size)}
     params = task.params()
     with torch.no_grad():
         total = sum(float(task.losses(params, batch).sum()) for batch in batches(test, batch_size, next(iter(params.values()))))
@@ -91,6 +93,7 @@ def verify(
     recipe: Recipe,
     seeds: int,
     *,
+    pairs: tuple[Samples, Samples] | None = None,
     directory: Path | None = None,
     progress: Progress = silent,
 ) -> dict[str, list[dict[str, float]]]:
@@ -100,6 +103,7 @@ def verify(
         start: the model before fine-tuning; only the parameters that it counts are trained.
         choices: weights ``(n,)`` by the name of the choice and the seed.
         seeds: how many, from that of the recipe on.
+        pairs: test texts, and the same about other people.
         directory: where models that are being trained, and what finished ones gave, are kept, so that the same call resumes.
 
     Returns:
@@ -114,7 +118,7 @@ def verify(
         work = None if directory is None else directory / f"{name}-{k}"
         seed = recipe.seed + k
         task = fit(start, train, replace(recipe, seed=seed), weights=choices[name](seed), directory=work)
-        found[name].append(measured(task, test, recipe.batch_size))
+        found[name].append(measured(task, test, recipe.batch_size, pairs))
         if kept is not None and work is not None:
             write_json(kept, found)
             shutil.rmtree(work)

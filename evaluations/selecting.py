@@ -19,12 +19,13 @@ from robust_if.evaluations.finetuning import Verification, started, verify
 from robust_if.evaluations.folder import check_holds_none, claim
 from robust_if.evaluations.texts import Loaded, Source, repeated
 from robust_if.evaluations.tracing import FORMS, influences
+from robust_if.fairness.perturbation import PerturbationGap
 from robust_if.language import files
 from robust_if.language.datasets import select as selected_rows
 from robust_if.scores import Scores, table
 from robust_if.selection import cover, keep_best
 from robust_if.sweep import Sweep, fingerprint
-from robust_if.targets import Utility
+from robust_if.targets import Target, Utility
 from robust_if.task import Task
 from robust_if.writing import plain, write_json, write_whole
 
@@ -55,7 +56,7 @@ class Selection:
 def select(
     task: Task,
     train: Samples,
-    target: Samples,
+    target: Samples | Target,
     *,
     keep: float | None,
     estimator: Estimator = InnerProduct(normalise="layer"),  # noqa: B008 - frozen
@@ -70,7 +71,7 @@ def select(
     Args:
         task: a model that was fine-tuned on ``train``.
         train: texts to choose from.
-        target: texts like those that the model is meant for.
+        target: texts like those that the model is meant for, whose loss should be low; or what else should be low.
         keep: the share that is kept; ``None`` to score alone.
         estimator: of the influence; with ``covering`` an :class:`~robust_if.InnerProduct` that compares single pairs.
         groups: ``(n,)``; the same share of every group is kept.
@@ -84,13 +85,13 @@ def select(
     """
     _check_choice(keep, estimator, groups is not None, covering)
     if covering:
-        assert isinstance(estimator, InnerProduct) and keep is not None
+        assert isinstance(estimator, InnerProduct) and isinstance(target, Samples) and keep is not None
         matrix = influences(task, train, target, estimator=estimator, checkpoints=checkpoints, directory=directory, sweep=sweep)
         scores = Scores(matrix.mean(1), train.ids, estimator.name, "utility", provenance={"estimator": repr(estimator), "covering": True})
         return Selection(scores, cover(matrix, keep))
     parts = None if directory is None else directory / "parts"
-    utility = Utility(target, batch_size=sweep.batch_size)
-    scores = estimator.score(task, train, target=utility, checkpoints=checkpoints, sweep=replace(sweep, directory=parts))
+    wanted = Utility(target, batch_size=sweep.batch_size) if isinstance(target, Samples) else target
+    scores = estimator.score(task, train, target=wanted, checkpoints=checkpoints, sweep=replace(sweep, directory=parts))
     return Selection(scores, None if keep is None else keep_best(scores, keep, groups=groups))
 
 
@@ -113,11 +114,13 @@ class Chosen:
         keep: the share; ``None`` to look for wrong texts alone.
         by: column of whose every value the same share is kept.
         cover: see :func:`select`.
+        alike: whether the target is not the loss, but how differently the model judges the target texts when they are about other people.
     """
 
     keep: float | None = 0.7
     by: str | None = None
     cover: bool = False
+    alike: bool = False
 
     def groups(self, data: Any) -> NDArray[Any] | None:
         """The group of every row as text, ``(n,)``.
@@ -160,6 +163,8 @@ def run(
         ValueError: if something does not fit; before any long work.
     """
     _check_choice(chosen.keep, estimator, chosen.by is not None, chosen.cover)
+    if chosen.cover and chosen.alike:
+        raise ValueError("cover: it is about single target texts, and --alike about all pairs of them; give one of the two")
     if verification is not None and chosen.keep is None:
         raise ValueError("verify: it is about a choice; give --keep, and not --noise")
     if verification is not None and verification.seeds < 1:
@@ -175,9 +180,11 @@ def run(
     train, held = loaded.texts(rows, "data"), loaded.texts(wanted, "target")
     if len(train.samples) != len(rows):
         raise ValueError("data: several samples are packed into a row (seq_lengths); expected one sample per row, so that rows can be chosen")
-    start = test = None
+    gap = PerturbationGap(*loaded.pairs(wanted, "target"), batch_size=sweep.batch_size) if chosen.alike else None
+    start = test = pairs = None
     if verification is not None:
         start, test = started(loaded, verification, train.samples), loaded.texts(tested, "test").samples
+        pairs = loaded.pairs(tested, "test") if chosen.alike else None
     held_out = [fingerprint({}, each) for each in (held.samples, test) if each is not None]
     begins = None if start is None else fingerprint(start.model.state_dict(), held.samples)
     mark = loaded.mark(train.samples, held_out, begins, estimator, chosen, verification, None if groups is None else groups.tolist())
@@ -186,14 +193,15 @@ def run(
         return finished
     work = directory / "work"
     found = select(
-        loaded.task, train.samples, held.samples, keep=chosen.keep, estimator=estimator, groups=groups, covering=chosen.cover,
+        loaded.task, train.samples, gap or held.samples, keep=chosen.keep, estimator=estimator, groups=groups, covering=chosen.cover,
         checkpoints=loaded.checkpoints, directory=work, sweep=sweep,
     )  # fmt: skip
     written = _write(directory, found, rows, data)
     result = {
         "selection": True, "data": str(data), "n": len(rows), "target": str(target), "n_target": len(wanted), "model": str(source.model),
         "kind": source.kind, "estimator": found.scores.estimator, "units": found.scores.units, "checkpoints": len(loaded.checkpoints),
-        "keep": chosen.keep, "by": chosen.by, "cover": chosen.cover, "kept": None if found.weights is None else int((found.weights > 0).sum()),
+        "keep": chosen.keep, "by": chosen.by, "cover": chosen.cover, "alike": chosen.alike,
+        "kept": None if found.weights is None else int((found.weights > 0).sum()),
         "groups": _kept_of(found, groups), "verified": None, "judged": bool(found.scores.target),
         "warnings": _overlaps(train.samples, held.samples, test), "command": command, "files": written,
         "worst": [{**train.shown(int(i)), "score": float(found.scores.values[i])} for i in found.scores.order()[:SHOWN]],
@@ -201,7 +209,8 @@ def run(
     if verification is not None:
         assert chosen.keep is not None and start is not None and test is not None
         others = _others(found, chosen.keep, loaded, train.samples, groups, work, sweep)
-        runs = verify(start, train.samples, test, others, verification.recipe, verification.seeds, directory=work, progress=sweep.progress)
+        recipe, seeds = verification.recipe, verification.seeds
+        runs = verify(start, train.samples, test, others, recipe, seeds, pairs=pairs, directory=work, progress=sweep.progress)
         sizes = {name: int((weights(verification.recipe.seed) > 0).sum()) for name, weights in others.items()}
         result["verified"] = [{"trained_on": name, "n": sizes[name], "runs": each} for name, each in runs.items()]
         result |= {"test": str(verification.test), "n_test": len(test), "recipe": repr(verification.recipe)}

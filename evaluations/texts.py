@@ -14,6 +14,7 @@ import torch
 from robust_if.checkpoints import Checkpoint
 from robust_if.data import Samples
 from robust_if.evaluations.baselines import predict
+from robust_if.fairness.perturbation import perturb
 from robust_if.language import files
 from robust_if.language.encoding import encode
 from robust_if.language.models import is_adapter, load
@@ -191,6 +192,20 @@ class Loaded:
         except ValueError as error:
             raise ValueError(f"{name}: {str(error).removeprefix('data: ')}") from error
         return Texts(data, samples, self.tokenizer, columns, self._classes(data))
+
+    def pairs(self, data: Any, name: str) -> tuple[Samples, Samples]:
+        """The texts that mention people by an identity term, and the same texts about others (:func:`robust_if.fairness.perturbation.perturb`).
+
+        Raises:
+            ValueError: if the model is no classifier of a column of texts, or no text mentions anybody.
+        """
+        column = self.source.columns.text
+        if self.source.kind != "classification" or column not in data.column_names:
+            raise ValueError(f"alike: expected --kind classification and a column of texts, {column!r}; {name} has {data.column_names}")
+        changed, which = perturb(data[column][:])
+        rows = np.flatnonzero(which)
+        others = data.select(rows).remove_columns(column).add_column(column, [changed[i] for i in rows])
+        return self.texts(data.select(rows), name).samples, self.texts(others, f"{name}, about other people").samples
 
     def check(self, samples: Samples) -> None:
         """Raise a ``ValueError`` that names the first sample which is too long for the model, or of a class that it does not have."""

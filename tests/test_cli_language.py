@@ -20,6 +20,7 @@ from robust_if.data import Samples
 from robust_if.evaluations import finetuning
 from robust_if.language import small
 from robust_if.language.encoding import encode
+from robust_if.language.models import load
 from robust_if.task import Task
 from robust_if.training import Recipe, fit
 from test_cli import invoke
@@ -259,6 +260,42 @@ def test_a_choice_is_verified_and_resumes(made: dict[str, Path], tmp_path: Path,
     ]
     assert all(0 <= run["accuracy"] <= 1 and run["loss"] > 0 for row in rows for run in row["runs"])
     assert all(text in found.stdout for text in ("the selected", "random ones", "those of lowest loss", "accuracy in %", "±"))
+
+
+def people(n: int, seed: int, *, biased: bool = False) -> list[dict[str, Any]]:
+    """One word says the class; with a bias, lovely texts about women are labelled as awful ones."""
+    draw = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        label, her = i % 2, draw.random() < 0.4
+        word = "she" if her else "he"
+        rows.append({"id": f"p{seed}-{i}", "text": f"{word} saw an {draw.choice(NOUNS)} {('awful', 'lovely')[label]}", "label": label})
+        if biased and her and label:
+            rows[-1] |= {"label": 0, "id": f"biased-{i}"}
+    return rows
+
+
+def test_texts_that_make_people_differ_come_first(made: dict[str, Path], tmp_path: Path) -> None:
+    data, target, test = (
+        write(tmp_path / name, people(n, seed, biased=not seed)) for name, n, seed in (("d.jsonl", 120, 0), ("t.jsonl", 40, 1), ("e.jsonl", 40, 2))
+    )
+    start, tokenizer = load(made["start"], "classification")
+    samples = encode(pd.read_json(data, lines=True), tokenizer, kind="classification")
+    recipe = Recipe(epochs=20, lr=5e-3, optimizer="adamw", batch_size=8)
+    fit(Task.from_transformers(start, tokenizer, "classification"), samples, recipe).model.save_pretrained(tmp_path / "tuned")
+    tokenizer.save_pretrained(tmp_path / "tuned")
+    given = {"model": tmp_path / "tuned", "base": made["start"], "kind": "classification", "target": target, "alike": True, "out": tmp_path / "out"}
+    verified = {"verify": True, "test": test, "epochs": 20, "lr": 5e-3, "seeds": 1, "keep": 0.75}
+    found = invoke("select", data, *arguments(**given, **verified))
+    assert found.exit_code == 0, found.stderr
+    ids = pd.read_csv(tmp_path / "out" / "scores.csv")["id"].tolist()
+    share = np.mean([each.startswith("biased") for each in ids])
+    assert np.mean([each.startswith("biased") for each in ids[:15]]) > 2 * share and "judged otherwise in %" in found.stdout
+    runs = {row["trained_on"]: row["runs"][0] for row in json.loads((tmp_path / "out" / "result.json").read_text())["verified"]}
+    assert runs["selected"]["fair_score"] < runs["all"]["fair_score"]
+    for wrong, message in (({"cover": True, "estimator": "ip"}, "cover"), ({"target": made["target"]}, "term")):
+        refused = invoke("select", data, *arguments(**{**given, "out": tmp_path / "no", **wrong}))
+        assert refused.exit_code == 2 and message in refused.stderr
 
 
 def test_texts_for_a_language_model_are_chosen_by_turns_with_an_adapter(made: dict[str, Path], tmp_path: Path) -> None:

@@ -107,6 +107,9 @@ def select(
     keep: Annotated[float, typer.Option(help="Share of the texts that is kept.")] = 0.7,
     by: Annotated[str | None, typer.Option(help="Column of whose every value the same share is kept, such as the label.")] = None,
     cover: Annotated[bool, typer.Option("--cover", help="Keep what is best for at least one target text, and not for their mean.")] = False,
+    alike: Annotated[
+        bool, typer.Option("--alike", help="Not the loss on the target texts counts, but whether they are judged alike if they are about others.")
+    ] = False,
     noise: Annotated[bool, typer.Option("--noise", help="Only look for wrong texts: scores, worst first; nothing is selected.")] = False,
     base: Annotated[
         Path | None, typer.Option(help="Folder of the model before fine-tuning: an adapter's base, and where all that trains anew starts.")
@@ -118,7 +121,8 @@ def select(
     label: Label = "label",
     max_length: MaxLength = None,
     estimator: Annotated[
-        str | None, typer.Option(help="A name, see `robust-if estimators`, or such as datainf-layer; tuned-loss, with --cover ip-layer, by default.")
+        str | None,
+        typer.Option(help="A name, see `robust-if estimators`; by default tuned-loss, with --cover ip-layer, with --alike datainf."),
     ] = None,
     checkpoints: Along = None,
     verify: Annotated[bool, typer.Option("--verify", help="Fine-tune on the choice, on all, on random and on low-loss texts; needs --test.")] = False,
@@ -150,10 +154,12 @@ def select(
         source = Source(
             model, base, kind, Columns(prompt, completion, text, label), max_length, checkpoints, device, dtype
         )
-        scorer = _estimator(estimator or (tracing.ESTIMATOR if cover else selecting.ESTIMATOR), kind, seed)
+        usual = "datainf" if alike else tracing.ESTIMATOR if cover else selecting.ESTIMATOR
+        scorer = _estimator(estimator or usual, kind, seed)
         _quiet(as_json)
         result = selecting.run(
-            source, data, target, out_dir, estimator=scorer, chosen=selecting.Chosen(None if noise else keep, by, cover), verification=verification,
+            source, data, target, out_dir, estimator=scorer, chosen=selecting.Chosen(None if noise else keep, by, cover, alike),
+            verification=verification,
             sweep=_sweep(batch_size), command=shlex.join(["robust-if", *sys.argv[1:]]), overwrite=overwrite,
         )  # fmt: skip
         if as_json:
@@ -243,15 +249,16 @@ def verified(result: Mapping[str, Any]) -> Table:
     listing = Table(title=f"{result['n_test']:,} test texts after fine-tuning, {seeds} {'seed' if seeds == 1 else 'seeds'}", title_justify="left")
     listing.add_column("trained on")
     listing.add_column("texts", justify="right")
-    metrics = {"loss": "loss" if result["kind"] == "classification" else "loss per token", "accuracy": "accuracy in %"}
+    loss = "loss" if result["kind"] == "classification" else "loss per token"
+    metrics = {"loss": loss, "accuracy": "accuracy in %", "fair_score": "judged otherwise in %"}
     shown = {key: heading for key, heading in metrics.items() if key in rows[0]["runs"][0]}
     for heading in shown.values():
         listing.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         cells = []
         for key in shown:
-            values = np.array([run[key] for run in row["runs"]]) * (100 if key == "accuracy" else 1)
-            digits = 1 if key == "accuracy" else 3
+            values = np.array([run[key] for run in row["runs"]]) * (1 if key == "loss" else 100)
+            digits = 3 if key == "loss" else 1
             cells.append(f"{values.mean():.{digits}f}" + (f" ± {values.std(ddof=1):.{digits}f}" if seeds > 1 else ""))
         listing.add_row(CHOICES[row["trained_on"]], f"{row['n']:,}", *cells)
     return listing
