@@ -177,7 +177,7 @@ class Task:
             drawn: set[nn.Module] = set()
             for name, module in model.named_modules():
                 if (adapters := getattr(module, "reset_lora_parameters", None)) is not None:
-                    for adapter_name in module.lora_A:
+                    for adapter_name in (*module.lora_A, *module.lora_embedding_A):
                         adapters(adapter_name, True)
                     drawn |= set(module.modules())
                 if module in drawn:

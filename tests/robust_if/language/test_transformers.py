@@ -452,11 +452,16 @@ def test_a_training_from_the_beginning_starts_from_the_given_state() -> None:
     assert all((value == 0.5).all() for value in again.params().values()) and not (made.state_dict()["score.weight"] == 0.5).any()
 
 
-def test_an_adapter_starts_afresh_without_a_say() -> None:
-    task = task_of("qwen2", lora=True)
-    one, other = (task.reset(seed).params() for seed in (0, 1))
-    drawn = {name: float((one[name] - other[name]).norm()) for name in one}
-    assert all((one[name] == 0).all() for name in one if "lora_B" in name) and all(drawn[name] > 0 for name in one if "lora_A" in name)
+def test_an_adapter_starts_afresh_and_changes_nothing_at_first() -> None:
+    made = peft.get_peft_model(model("gpt2"), peft.LoraConfig(r=2, target_modules=["wte", "c_attn"], fan_in_fan_out=True)).double().eval()
+    task, samples = Task.from_transformers(made, Words()), data("gpt2")
+    for value in task.params().values():
+        value.fill_(1.0)
+    one, other = (task.reset(seed) for seed in (0, 1))
+    moved = {name: float((value - other.params()[name]).norm()) for name, value in one.params().items()}
+    assert {name.split(".")[-3 if name.endswith("weight") else -2] for name, by in moved.items() if by > 0} == {"lora_A", "lora_embedding_B"}
+    losses = [each.losses(each.params(), whole(samples)) for each in (one, other)]
+    assert torch.equal(*losses) and not torch.equal(losses[0], task.losses(task.params(), whole(samples)))
 
 
 # What is refused
