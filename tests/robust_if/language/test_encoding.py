@@ -101,7 +101,9 @@ def test_a_space_that_ends_the_prompt_belongs_to_the_first_word_of_the_completio
 
 
 def bytes_of(token: int) -> bytes:
-    alphabet = {char: code for code, char in transformers.convert_slow_tokenizer.bytes_to_unicode().items()}
+    from transformers.convert_slow_tokenizer import bytes_to_unicode  # transformers also holds a function of the module's name
+
+    alphabet = {char: code for code, char in bytes_to_unicode().items()}
     return bytes(alphabet[char] for char in PLAIN.convert_ids_to_tokens(token))
 
 
