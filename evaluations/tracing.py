@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -51,6 +51,21 @@ def forms(kind: Kind = "causal-lm", seed: int = 0) -> dict[str, Compared]:
     return {each.name: each for each in (*known, InnerProduct(RandomProjection(seed=seed)), Overlap())}
 
 
+class Shown(Protocol):
+    """Samples that a person can look at: texts or images."""
+
+    @property
+    def samples(self) -> Samples:
+        """Encoded, with their ids."""
+
+    @property
+    def own(self) -> bool:
+        """Whether completion, or class, is the model's own."""
+
+    def shown(self, i: int) -> dict[str, Any]:
+        """Sample ``i`` for a person: ``id``, ``prompt``, ``text``, ``label``, and ``image`` if it is one."""
+
+
 @dataclass(frozen=True, eq=False)
 class Trace:
     """The influence of n training texts on the loss of q queries.
@@ -62,8 +77,8 @@ class Trace:
     """
 
     matrix: NDArray[Any] = field(repr=False)
-    train: Texts
-    queries: Texts
+    train: Shown
+    queries: Shown
     top: int
     estimator: str
 
@@ -201,24 +216,31 @@ def run(
         assert prompts is not None
         texts = loaded.completed(asked, prompts, new_tokens, kept=work / "generated.json", progress=sweep.progress)
     found = trace(loaded.task, train, texts, estimator=estimator, checkpoints=loaded.checkpoints, top=top, directory=work, sweep=sweep)
-    with (directory / "matrix.npy").open("wb") as file:
-        np.save(file, found.matrix, allow_pickle=False)
-    write_whole(directory / "influential.csv", found.table().to_csv(index=False).encode())
     warnings = []
     if texts.own:
         what = "completion" if source.kind == "causal-lm" else "label"
         warnings.append(f"The queries carry no {what}, so what the model itself says is traced.")
-    if len(asked) > SHOWN:
-        warnings.append(f"The first {SHOWN} of {len(asked):,} queries are shown; influential.csv and matrix.npy hold all.")
+    result = write(found, directory, {
+        "data": str(data), "asked": str(queries), "model": str(source.model), "kind": source.kind, "checkpoints": len(loaded.checkpoints),
+        "warnings": warnings, "command": command,
+    })  # fmt: skip
+    shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def write(found: Trace, directory: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    """The matrix, the table, the page and ``result.json`` of a trace, whose content is returned; ``said`` is what else it holds."""
+    with (directory / "matrix.npy").open("wb") as file:
+        np.save(file, found.matrix, allow_pickle=False)
+    write_whole(directory / "influential.csv", found.table().to_csv(index=False).encode())
+    n, q = found.matrix.shape
+    more = [f"The first {SHOWN} of {q:,} queries are shown; influential.csv and matrix.npy hold all."] if q > SHOWN else []
     result = {
-        "trace": True, "data": str(data), "n_train": len(train.samples), "asked": str(queries), "n_queries": len(texts.samples),
-        "model": str(source.model), "kind": source.kind, "estimator": found.estimator, "checkpoints": len(loaded.checkpoints), "top": top,
-        "queries": found.shown(), "warnings": warnings, "command": command,
-        "files": {name: str(directory / file) for name, file in _FILES.items()},
+        "trace": True, **said, "n_train": n, "n_queries": q, "estimator": found.estimator, "top": found.top, "queries": found.shown(),
+        "warnings": [*said["warnings"], *more], "files": {name: str(directory / file) for name, file in _FILES.items()},
     }  # fmt: skip
     write_json(directory / "result.json", result, plain)
     render_trace(directory)
-    shutil.rmtree(work, ignore_errors=True)
     return result
 
 

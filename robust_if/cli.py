@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import robust_if
-from robust_if.commands import evaluate, fairness, harden, language, options, poisons, repair, robustness, tradeoffs
+from robust_if.commands import evaluate, fairness, harden, images, language, options, poisons, repair, robustness, tradeoffs
 from robust_if.commands.options import (
     BatchSize,
     Categories,
@@ -314,6 +314,7 @@ app.command()(harden.harden)
 app.command()(tradeoffs.tradeoffs)
 app.command()(language.trace)
 app.command()(language.select)
+app.command()(images.trace_images)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.compare)
 

@@ -42,13 +42,21 @@ def html(result: dict[str, Any]) -> str:
             for entry in each[side]:
                 require(entry, ("id", "prompt", "text", "label", "score"), f"result.json: {side}", "trace")
         queries.append({**_cut(each), **{side: [{**_cut(entry), "shown": _score(entry["score"])} for entry in each[side]] for side in SIDES}})
-    said = "predictions" if result["kind"] == "classification" else "generations" if any(each["own"] for each in queries) else "texts"
+    images = result["kind"] == "denoiser"
+    things = "images" if images else "texts"
+    asked = things
+    if not images and result["kind"] == "classification":
+        asked = "predictions"
+    elif not images and any(each["own"] for each in queries):
+        asked = "generations"
     return filled(
         "trace.html.j2",
         result=result,
         signed=result["estimator"] != Overlap().name,
-        title="Training texts behind what a language model says",
-        headline=f"The training texts behind {words.count(result['n_queries'], said[:-1])}",
+        title=f"Training {things} behind what a {'diffusion model makes' if images else 'language model says'}",
+        things=things,
+        thing="an image" if images else "a text",
+        headline=f"The training {things} behind {words.count(result['n_queries'], asked[:-1])}",
         queries=queries,
     )
 
