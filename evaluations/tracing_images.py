@@ -16,6 +16,7 @@ from robust_if.evaluations.folder import check_holds_none, claim
 from robust_if.evaluations.previews import thumbnail
 from robust_if.evaluations.tracing import Trace, influences, write
 from robust_if.formats.parts import require
+from robust_if.gradients import reason
 from robust_if.loading import Dataset, read
 from robust_if.sweep import Sweep, fingerprint
 from robust_if.task import Task
@@ -75,7 +76,7 @@ class Denoiser:
             model = diffusers.UNet2DModel.from_pretrained(str(folder), low_cpu_mem_usage=False, **options)
             steps = diffusers.DDPMScheduler.from_pretrained(str(scheduler), local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(f"model: {self.model} cannot be read ({(str(error).splitlines() or [''])[0][:200]})") from error
+            raise ValueError(f"model: {self.model} cannot be read ({reason(error)})") from error
         return Task.from_diffusers(model.to(self.device or "cpu").eval(), steps, seed=self.seed)
 
     def images(self, path: Path, name: str, task: Task, classes: np.ndarray[Any, Any] | None = None) -> Images:

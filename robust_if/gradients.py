@@ -184,4 +184,4 @@ def attempt(function: Callable[[], T], rule: str, instead: str) -> T | None:
 
 def reason(error: Exception) -> str:
     """The first line of an error, which for torch's own is the one to read."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -7,19 +7,20 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robust_if.cosines import Directions, Stacked, cosines
 from robust_if.data import Samples, as_samples, batches, to
 from robust_if.gradients import channels_last
 from robust_if.layers import Factors, LayerGradients, Live
 from robust_if.layout import smallest, whole
 from robust_if.memory import text
-from robust_if.pieces import CHUNK, Dense, Outer, Piece, Pieces, gram, products, squares
+from robust_if.pieces import CHUNK, Dense, Outer, Piece, Pieces, gram, squares
 from robust_if.preconditioners import Identity, Inverse, Preconditioner, RandomProjection
 from robust_if.preconditioners.base import Several
 from robust_if.preconditioners.random_projection import Subspace
@@ -112,7 +113,7 @@ def _fill(
         inverse = preconditioner.build(task, params, train, sweep, factors if isinstance(factors, Store) else None)
     for columns in blocks:
         some = queries.take(range(columns.start, columns.stop))
-        each: _Directions
+        each: Directions
         if plain:
             each = _raw(task, params, some, sweep)
         elif isinstance(inverse, Subspace):
@@ -121,41 +122,15 @@ def _fill(
             each = _preconditioned(task, params, some, sweep, inverse)
         for rows, pieces in sweep.progress(factors.blocks(), "pairwise"):
             if rows.stop > matrix.done(columns):  # the gradients of a block are not computed before they are asked for
-                block = -_products(pieces, each) / len(train) if normalise == "none" else -_cosines(pieces, each, normalise == "layer")
+                block = -_products(pieces, each) / len(train) if normalise == "none" else -cosines(pieces, each, normalise == "layer")
                 matrix.write(rows, columns, block, sweep.rows_per_part)
 
 
-class _Directions(Protocol):
-    """What the gradients of B samples are multiplied with: those of Q queries, preconditioned or not."""
-
-    def products(self, name: str, pieces: list[Piece]) -> Tensor:
-        """The products of one parameter's gradients, ``(B, Q)``."""
-        ...
-
-    def squares(self, name: str) -> Tensor:
-        """Σ_j v²_qj of the parameter's entries j, ``(Q,)``."""
-        ...
-
-
-def _products(pieces: Pieces, directions: _Directions) -> Tensor:
+def _products(pieces: Pieces, directions: Directions) -> Tensor:
     return torch.stack([directions.products(name, [smallest(found)]) for name, found in pieces]).sum(0)
 
 
-def _cosines(pieces: Pieces, directions: _Directions, by_layer: bool) -> Tensor:
-    """Cosines of the whole gradients, or averaged over the layers; one that is 0 counts as cosine 0."""
-    dots: dict[str, Tensor] = {}
-    norms: dict[str, Tensor] = {}
-    lengths: dict[str, Tensor] = {}
-    for name, found in pieces:
-        layer, form = name.rpartition(".")[0] if by_layer else "", [smallest(found)]
-        dots[layer] = dots.get(layer, 0) + directions.products(name, form)
-        norms[layer] = norms.get(layer, 0) + squares(form)
-        lengths[layer] = lengths.get(layer, 0) + directions.squares(name)
-    scales = {layer: norms[layer].sqrt()[:, None] * lengths[layer].sqrt() for layer in dots}
-    return torch.stack([torch.where(scales[layer] > 0, dot / scales[layer], 0.0) for layer, dot in dots.items()]).mean(0)
-
-
-def _raw(task: Task, params: Params, queries: Samples, sweep: Sweep) -> _Directions:
+def _raw(task: Task, params: Params, queries: Samples, sweep: Sweep) -> Directions:
     factors = factors_of(task, params, queries, sweep)
     found = factors.pieces(slice(None)) if isinstance(factors, Store) else next(factors.blocks())[1]
     return _Raw({name: _form(pieces) for name, pieces in found})
@@ -215,18 +190,7 @@ class _Projected:
         raise AssertionError("refused before")
 
 
-@dataclass(frozen=True)
-class _Preconditioned:
-    directions: Params
-
-    def products(self, name: str, pieces: list[Piece]) -> Tensor:
-        return products(pieces, self.directions[name])
-
-    def squares(self, name: str) -> Tensor:
-        return (self.directions[name].flatten(1) ** 2).sum(1)
-
-
-def _preconditioned(task: Task, params: Params, queries: Samples, sweep: Sweep, inverse: Inverse) -> _Preconditioned:
+def _preconditioned(task: Task, params: Params, queries: Samples, sweep: Sweep, inverse: Inverse) -> Stacked:
     like = next(iter(params.values()))
     gradients = LayerGradients(task, params, to(queries.batch(slice(0, 4)), like))
     directions = {name: like.new_empty(len(queries), *value.shape) for name, value in params.items()}
@@ -237,7 +201,7 @@ def _preconditioned(task: Task, params: Params, queries: Samples, sweep: Sweep, 
             count = len(grads)
         start += count
     if isinstance(inverse, Several):
-        return _Preconditioned(inverse.several(directions))
+        return Stacked(inverse.several(directions))
     for q in range(len(queries)):
         solution = inverse({name: value[q] for name, value in directions.items()})
         failed += not solution.notes.get("converged", True)
@@ -245,7 +209,7 @@ def _preconditioned(task: Task, params: Params, queries: Samples, sweep: Sweep, 
             directions[name][q] = value
     if failed:
         logger.warning("pairwise: the solver did not converge for %d of %d queries; raise damping or the number of iterations", failed, len(queries))
-    return _Preconditioned(directions)
+    return Stacked(directions)
 
 
 @dataclass

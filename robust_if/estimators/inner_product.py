@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from robust_if.cosines import Stacked, cosines
 from robust_if.estimators.base import Estimator, Job, Result
 from robust_if.memory import footprint, plan
-from robust_if.pieces import Piece, Pieces, compact, products, squares
+from robust_if.pieces import Piece, Pieces, products
 from robust_if.preconditioners import Identity, Preconditioner, Quadratic
 from robust_if.store import Store, factors_of
 from robust_if.task import Params, Task
@@ -126,7 +127,8 @@ class InnerProduct(Estimator):
             values = -job.layerwise(lambda pieces: _relative(pieces, directions, inverse, power))
         else:
             by_layer = self.normalise == "layer"
-            values = -job.layerwise(lambda pieces: _cosines(pieces, directions, by_layer))
+            stacked = Stacked({name: torch.stack([direction[name] for direction in directions]) for name in params})
+            values = -job.layerwise(lambda pieces: cosines(pieces, stacked, by_layer))
         return [Result(values[:, k], notes=dict(solution.notes)) for k, solution in enumerate(solutions)]
 
 
@@ -153,23 +155,3 @@ def _relative(pieces: Pieces, directions: list[Params], inverse: Quadratic, powe
     total = torch.stack(dots).sum(0).to(lengths)
     # a sample without gradient has no influence
     return torch.where(lengths > 0, total / lengths, 0.0)
-
-
-def _cosines(pieces: Pieces, directions: list[Params], by_layer: bool) -> Tensor:
-    """Cosines between every sample's gradient and every direction, ``(B, k)``: of the whole gradients, or averaged over the layers."""
-    dots: dict[str, Tensor] = {}
-    norms: dict[str, Tensor] = {}
-    lengths: dict[str, Tensor] = {}
-    for name, found in pieces:
-        each = compact(found)  # a gradient that has to be formed is formed once
-        group = name.rpartition(".")[0] if by_layer else ""
-        stacked = torch.stack([direction[name] for direction in directions])
-        dots[group] = dots.get(group, 0) + products(each, stacked)
-        norms[group] = norms.get(group, 0) + squares(each)
-        lengths[group] = lengths.get(group, 0) + (stacked.flatten(1) ** 2).sum(1)
-    total = torch.zeros_like(next(iter(dots.values())))
-    for group, dot in dots.items():
-        scale = norms[group].sqrt()[:, None] * lengths[group].sqrt()
-        # a sample without gradient points nowhere: its cosine counts as 0
-        total += torch.where(scale > 0, dot / scale, 0.0)
-    return total / len(dots)

@@ -14,6 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from robust_if.formats.parts import require
+from robust_if.gradients import reason
+from robust_if.layers import some
 from robust_if.token_losses import Kind
 
 logger = logging.getLogger(__name__)
@@ -76,7 +78,7 @@ def load(
         try:
             model, found = auto.from_pretrained(str(body), dtype=wanted or "auto", **({"num_labels": heads[0]} if heads else {}), **options)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"folder: {body} cannot be loaded as {kind!r}, it holds {config.get('model_type')!r} ({_first(error)})") from error
+            raise ValueError(f"folder: {body} cannot be loaded as {kind!r}, it holds {config.get('model_type')!r} ({reason(error)})") from error
         lacking = sorted(name for name in found["missing_keys"] if name not in own)
         if lacking:
             raise ValueError(
@@ -84,12 +86,12 @@ def load(
                 f"expected a model that was trained for {kind!r}"
             )
         if found["unexpected_keys"]:
-            logger.warning("%s: %d entries are not the model's and left out, such as %s", body, *_some(found["unexpected_keys"]))
+            logger.warning("%s: entries that are not the model's are left out: %s", body, some(sorted(found["unexpected_keys"])))
         if peft is not None:
             try:
                 model = peft.PeftModel.from_pretrained(model, str(folder), local_files_only=True)
             except (ValueError, KeyError, RuntimeError, TypeError) as error:
-                raise ValueError(f"base: the adapter in {folder} does not fit the model in {body} ({_first(error)})") from error
+                raise ValueError(f"base: the adapter in {folder} does not fit the model in {body} ({reason(error)})") from error
             absent = sorted(peft.get_peft_model_state_dict(model, save_embedding_layers=False).keys() - brought.keys())
             if absent:
                 raise ValueError(f"folder: the adapter in {folder} lacks {absent[0]!r} and {len(absent) - 1} more of its parameters")
@@ -117,7 +119,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"folder: {path} is damaged ({_first(error)})") from error
+        raise ValueError(f"folder: {path} is damaged ({reason(error)})") from error
 
 
 def _check_model(folder: Path, kind: Kind, transformers: Any) -> dict[str, Any]:
@@ -189,7 +191,7 @@ def _tokenizer(folder: Path, transformers: Any) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever the tokenizers of many models raise on a damaged file
-        raise ValueError(f"folder: the tokenizer in {folder} cannot be read ({_first(error)})") from error
+        raise ValueError(f"folder: the tokenizer in {folder} cannot be read ({reason(error)})") from error
 
 
 def _pad(model: Any, tokenizer: Any) -> None:
@@ -200,11 +202,3 @@ def _pad(model: Any, tokenizer: Any) -> None:
     if model.config.pad_token_id is None and tokenizer.pad_token_id is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
         logger.info("the model knows of no padding token: set to the tokenizer's, %d", tokenizer.pad_token_id)
-
-
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _some(names: Any) -> tuple[int, str]:
-    return len(names), ", ".join(map(repr, sorted(names)[:3]))

@@ -312,4 +312,4 @@ def test_entries_that_are_not_the_models_are_said(copied: Callable[[str], Path],
     state = load_file(folder / "model.safetensors")
     save_file({**state, "odd.weight": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
     load(folder)
-    assert "1 entries are not the model's and left out, such as 'odd.weight'" in caplog.text
+    assert "entries that are not the model's are left out: odd.weight" in caplog.text
